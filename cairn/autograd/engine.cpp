@@ -1,0 +1,271 @@
+// The engine: one thread, highest sequence number first, explicit stacks.
+// Invariant: when a node runs, every consumer of its output has run, because consumers are younger.
+#include "cairn/autograd/engine.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "cairn/kernels/accumulate.h"
+#include "cairn/tensor/raw.h"
+
+namespace cairn {
+namespace {
+
+// Memory for the gradient of a tensor that looks like this: its own layout where that is dense.
+Tensor make_grad(const Shape& shape, const Shape& strides, DType dtype, Device device) {
+  // Probe the layout without touching memory: a dense layout's largest offset is numel - 1.
+  int64_t last = 0;
+  int64_t count = 1;
+  bool overlaps = false;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    count *= shape[i];
+    last += (shape[i] - 1) * strides[i];
+    overlaps |= shape[i] > 1 && strides[i] == 0;
+  }
+  const bool dense = count > 0 && !overlaps && last == count - 1;
+  return dense ? empty_strided(shape, strides, {dtype, device}) : empty(shape, {dtype, device});
+}
+
+struct Older {
+  bool operator()(const std::shared_ptr<Node>& a, const std::shared_ptr<Node>& b) const {
+    return a->sequence < b->sequence;
+  }
+};
+
+// The running backward of this thread: nodes that have a gradient and wait for their turn.
+struct Run {
+  std::vector<std::shared_ptr<Node>> heap;
+  std::vector<std::shared_ptr<AutogradMeta>> leaves;
+
+  void push(const std::shared_ptr<Node>& node) {
+    if (node->queued) return;
+    node->queued = true;
+    heap.push_back(node);
+    std::push_heap(heap.begin(), heap.end(), Older{});
+  }
+  std::shared_ptr<Node> pop() {
+    std::pop_heap(heap.begin(), heap.end(), Older{});
+    auto node = std::move(heap.back());
+    heap.pop_back();
+    node->queued = false;
+    return node;
+  }
+};
+
+thread_local Run* current_run = nullptr;
+
+// Counts the contributions to every leaf below `root`, and checks that no node was used before.
+void count_contributions(const std::shared_ptr<Node>& root, Run& run) {
+  std::vector<Node*> stack{root.get()};
+  std::vector<Node*> seen{root.get()};
+  root->queued = true;  // marks "visited" during this walk
+  while (!stack.empty()) {
+    Node* node = stack.back();
+    stack.pop_back();
+    for (const Edge& edge : node->edges) {
+      if (!edge.meta) continue;
+      if (Node* next = edge.meta->node.get()) {
+        if (next->queued) continue;
+        next->queued = true;
+        seen.push_back(next);
+        stack.push_back(next);
+      } else {
+        if (edge.meta->pending++ == 0) run.leaves.push_back(edge.meta);
+      }
+    }
+  }
+  bool released = false;
+  const char* name = "";
+  for (Node* node : seen) {
+    node->queued = false;
+    if (node->released) {
+      released = true;
+      name = node->name;
+    }
+  }
+  check(!released, "backward: graph must be used once, got a second backward through ", name);
+}
+
+// Counts down the leaves that this node feeds; the last contribution fires the hooks.
+void settle_leaves(const Node& node) {
+  for (const Edge& edge : node.edges) {
+    if (!edge.meta || edge.meta->node) continue;
+    AutogradMeta& leaf = *edge.meta;
+    if (--leaf.pending == 0 && leaf.has_grad)
+      for (const auto& hook : leaf.ready_hooks) hook(leaf.grad);
+  }
+}
+
+}  // namespace
+
+// Destroys long chains with a loop: the compiler's own destructor would recurse once per node.
+Node::~Node() {
+  std::vector<Edge> doomed = std::move(edges);
+  while (!doomed.empty()) {
+    std::shared_ptr<AutogradMeta> meta = std::move(doomed.back().meta);
+    doomed.pop_back();
+    if (!meta || meta.use_count() > 1 || !meta->node || meta->node.use_count() > 1) continue;
+    for (Edge& edge : meta->node->edges) doomed.push_back(std::move(edge));
+    meta->node->edges.clear();
+  }
+}
+
+bool Grads::needs(size_t i) const { return node_.edges[i].meta != nullptr; }
+
+Dst Grads::dst(size_t i) {
+  const Edge& edge = node_.edges[i];
+  if (!edge.meta) return {};
+  AutogradMeta& meta = *edge.meta;
+  if (!meta.node) {
+    if (!meta.grad.defined()) meta.grad = make_grad(edge.shape, edge.strides, edge.dtype, edge.device);
+    // A rule may name the same leaf twice (mul(w, w)); the second write must add.
+    const bool add = meta.has_grad;
+    meta.has_grad = true;
+    return {meta.grad, add};
+  }
+  Node& producer = *meta.node;
+  current_run->push(meta.node);
+  if (!producer.grad.defined()) {
+    producer.grad = make_grad(producer.shape, producer.strides, producer.dtype, producer.device);
+    producer.grad_owned = true;
+    return {producer.grad, false};
+  }
+  if (!producer.grad_owned) {
+    producer.grad = raw::clone(producer.grad);
+    producer.grad_owned = true;
+  }
+  return {producer.grad, true};
+}
+
+Dst Grads::dst_cleared(size_t i) {
+  Dst d = dst(i);
+  if (d && !d.add) {
+    raw::fill_(d.tensor, 0);
+    d.add = true;
+  }
+  return d;
+}
+
+void Grads::give(size_t i, const Tensor& grad) {
+  const Edge& edge = node_.edges[i];
+  if (!edge.meta) return;
+  AutogradMeta& meta = *edge.meta;
+  const bool fits = grad.shape() == edge.shape && grad.dtype() == edge.dtype;
+  if (meta.node && fits && !meta.node->grad.defined()) {
+      current_run->push(meta.node);
+    meta.node->grad = grad;
+    meta.node->grad_owned = false;
+    return;
+  }
+  const Dst d = dst(i);
+  kernels::accumulate_to(d.tensor.device(), d, grad);
+}
+
+const Tensor& set_requires_grad(const Tensor& t, bool value) {
+  AutogradMeta* meta = autograd_meta(t);
+  check(!meta || !meta->node, "set_requires_grad: tensor must be a leaf, got the output of ",
+        meta && meta->node ? meta->node->name : "");
+  check(!value || is_floating(t.dtype()), "set_requires_grad: dtype must be floating, got ",
+        t.dtype());
+  if (!meta) {
+    if (!value) return t;
+    auto fresh = std::make_shared<AutogradMeta>();
+    meta = fresh.get();
+    t.set_grad_meta(std::move(fresh));
+  }
+  meta->requires_grad = value;
+  return t;
+}
+
+void backward(const Tensor& root, const Tensor& grad) {
+  check(root.defined() && requires_grad(root), "backward: root must require a gradient, got ",
+        root.defined() ? "a tensor that does not" : "an undefined tensor");
+  Tensor seed = grad;
+  if (!seed.defined()) {
+    check(root.numel() == 1, "backward: root must have one element when no grad is given, got shape ",
+          root.shape());
+    seed = ones_like(root);
+  }
+  check(seed.shape() == root.shape() && seed.dtype() == root.dtype(), "backward: grad must be ",
+        root.dtype(), " ", root.shape(), ", got ", seed.dtype(), " ", seed.shape());
+  const auto meta = std::static_pointer_cast<AutogradMeta>(root.grad_meta());
+  NoGrad no_grad;
+  if (!meta->node) {
+    set_grad(root, seed);
+    return;
+  }
+  check(current_run == nullptr, "backward: must not be called from inside a backward rule or hook");
+  Run run;
+  // Whatever happens, the thread is left without a run and the nodes without half-made gradients.
+  struct Cleanup {
+    Run& run;
+    ~Cleanup() {
+      for (const auto& node : run.heap) {
+        node->queued = false;
+        node->grad = {};
+      }
+      for (const auto& leaf : run.leaves) leaf->pending = 0;
+      current_run = nullptr;
+    }
+  } cleanup{run};
+  count_contributions(meta->node, run);
+  current_run = &run;
+  meta->node->grad = seed;
+  meta->node->grad_owned = false;
+  run.push(meta->node);
+  while (!run.heap.empty()) {
+    const std::shared_ptr<Node> node = run.pop();
+    const Tensor out = std::move(node->grad);
+    node->grad = {};
+    Grads grads(*node, out);
+    node->backward(grads);
+    node->released = true;
+    node->release();
+    settle_leaves(*node);
+    node->edges.clear();
+  }
+}
+
+Tensor grad(const Tensor& leaf) {
+  const AutogradMeta* meta = autograd_meta(leaf);
+  return meta && meta->has_grad ? meta->grad : Tensor{};
+}
+
+void zero_grad(const Tensor& leaf) {
+  if (AutogradMeta* meta = autograd_meta(leaf)) meta->has_grad = false;
+}
+
+void zero_grad(std::span<const Tensor> leaves) {
+  for (const Tensor& leaf : leaves) zero_grad(leaf);
+}
+
+void set_grad_memory(const Tensor& leaf, const Tensor& memory) {
+  AutogradMeta* meta = autograd_meta(leaf);
+  check(meta && !meta->node, "set_grad_memory: tensor must be a leaf that requires a gradient");
+  check(memory.shape() == leaf.shape() && memory.dtype() == leaf.dtype(),
+        "set_grad_memory: memory must be ", leaf.dtype(), " ", leaf.shape(), ", got ",
+        memory.dtype(), " ", memory.shape());
+  if (meta->has_grad) raw::copy_(memory, meta->grad);
+  meta->grad = memory;
+}
+
+void set_grad(const Tensor& leaf, const Tensor& value) {
+  AutogradMeta* meta = autograd_meta(leaf);
+  check(meta && !meta->node, "set_grad: tensor must be a leaf that requires a gradient");
+  check(value.shape() == leaf.shape(), "set_grad: value must be of shape ", leaf.shape(), ", got ",
+        value.shape());
+  if (!meta->grad.defined())
+    meta->grad = make_grad(leaf.shape(), leaf.strides(), leaf.dtype(), leaf.device());
+  raw::copy_(meta->grad, value);
+  meta->has_grad = true;
+}
+
+void on_grad_ready(const Tensor& leaf, std::function<void(const Tensor& grad)> hook) {
+  AutogradMeta* meta = autograd_meta(leaf);
+  check(meta && !meta->node, "on_grad_ready: tensor must be a leaf that requires a gradient");
+  meta->ready_hooks.push_back(std::move(hook));
+}
+
+Tensor detach(const Tensor& t) { return t.alias(); }
+
+}  // namespace cairn

@@ -1,0 +1,38 @@
+// backward() and the gradients of leaves.
+#pragma once
+
+#include <functional>
+#include <span>
+
+#include "cairn/autograd/node.h"
+#include "cairn/autograd/record.h"
+
+namespace cairn {
+
+// Makes `t` a leaf that wants a gradient, or no longer. Floating dtypes only.
+const Tensor& set_requires_grad(const Tensor& t, bool value = true);
+
+// Computes d(root)/d(leaf) for every leaf below `root` and adds it to the leaf's gradient (or
+// overwrites, after zero_grad). `grad` is the gradient of root, of its shape; absent it is 1 and root
+// must have one element. The graph is freed on the way: a second backward through it is an error.
+// First derivatives only.
+void backward(const Tensor& root, const Tensor& grad = {});
+
+// The gradient of a leaf, of its shape and dtype; undefined when there is none. It is the memory
+// that the optimizer reads, not a copy.
+Tensor grad(const Tensor& leaf);
+// Forgets the gradient; its memory is kept and overwritten by the next backward.
+void zero_grad(const Tensor& leaf);
+void zero_grad(std::span<const Tensor> leaves);
+// Gives a leaf its gradient memory (of its shape, dtype and device), as an arena does.
+void set_grad_memory(const Tensor& leaf, const Tensor& memory);
+// Sets a leaf's gradient to a copy of `value`.
+void set_grad(const Tensor& leaf, const Tensor& value);
+
+// Called with the finished gradient once per backward that reaches the leaf.
+void on_grad_ready(const Tensor& leaf, std::function<void(const Tensor& grad)> hook);
+
+// A tensor on the same memory that takes no part in the graph.
+Tensor detach(const Tensor& t);
+
+}  // namespace cairn

@@ -1,0 +1,157 @@
+// matmul and linear: operands become matrices with leading batch dimensions, and gradients are
+// products written straight into their destination.
+#include "cairn/autograd/ops/matmul.h"
+
+#include "cairn/autograd/record.h"
+#include "cairn/kernels/accumulate.h"
+#include "cairn/kernels/matmul.h"
+#include "cairn/tensor/raw.h"
+
+namespace cairn {
+namespace {
+
+// bf16 is computed in f32.
+DType compute_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
+Tensor to_compute(const Tensor& t) { return raw::to(t, compute_dtype(t.dtype())); }
+
+Tensor transposed(const Tensor& t) { return raw::transpose(t, -1, -2); }
+
+Shape leading(const Shape& shape) {
+  Shape out = shape;
+  out.resize(shape.size() - 2);
+  return out;
+}
+
+Shape joined(const Shape& batch, int64_t rows, int64_t cols) {
+  Shape out = batch;
+  out.push_back(rows);
+  out.push_back(cols);
+  return out;
+}
+
+// Whether the matrix kernel can write this: rows or columns of adjacent elements.
+bool is_writable(const Tensor& t, DType dtype) {
+  const int64_t rows = t.size(-2), cols = t.size(-1);
+  return t.dtype() == dtype && (cols <= 1 || rows <= 1 || t.stride(-1) == 1 || t.stride(-2) == 1);
+}
+
+// g.dst(input) (+)= a b, summed over the batch dimensions where the input, seen as `matrix`, was
+// broadcast.
+void product_into(Grads& g, size_t input, const Shape& matrix, const Tensor& a, const Tensor& b) {
+  const Dst dst = g.dst(input);
+  if (!dst) return;
+  const Tensor& t = dst.tensor;
+  const Shape full = joined(broadcast_shapes(leading(a.shape()), leading(b.shape()), "matmul"),
+                            a.size(-2), b.size(-1));
+  Shape strides;
+  Dst place;
+  if (raw::view_strides(t, matrix, strides)) place = {raw::view(t, matrix), dst.add};
+  if (!place || !is_writable(place.tensor, a.dtype()))
+    place = {empty(matrix, {a.dtype(), a.device()}), false};
+  const bool direct = place.tensor.storage() == t.storage();
+  // Without a single product nothing would be written.
+  if (numel_of(full) == 0 && !place.add) raw::fill_(place.tensor, 0);
+  kernels::matmul(a.device(), Dst{raw::expand(place.tensor, full), place.add},
+                  raw::expand(a, joined(leading(full), a.size(-2), a.size(-1))),
+                  raw::expand(b, joined(leading(full), b.size(-2), b.size(-1))));
+  if (!direct) kernels::accumulate_to(a.device(), dst, raw::view(place.tensor, t.shape()));
+}
+
+void check_matmul(const Tensor& a, const Tensor& b) {
+  check(a.defined() && b.defined(), "matmul: operands must be defined");
+  check(a.dim() >= 1 && b.dim() >= 1, "matmul: operands must be at least 1-d, got ", a.shape(),
+        " and ", b.shape());
+  check(is_floating(a.dtype()) && a.dtype() == b.dtype(),
+        "matmul: operands must be of one floating dtype, got ", a.dtype(), " and ", b.dtype());
+  check(a.device() == b.device(), "matmul: operands must be on one device, got ", a.device(),
+        " and ", b.device());
+  check(a.size(-1) == b.size(b.dim() == 1 ? 0 : -2), "matmul: inner sizes must agree, got ",
+        a.shape(), " and ", b.shape());
+}
+
+}  // namespace
+
+Tensor matmul(const Tensor& a, const Tensor& b) {
+  check_matmul(a, b);
+  // Vectors become matrices of one row or column; a batch that meets one matrix becomes tall.
+  Shape a_matrix = a.shape(), b_matrix = b.shape();
+  if (a.dim() == 1) a_matrix = {1, a.size(0)};
+  if (b.dim() == 1) b_matrix = {b.size(0), 1};
+  Shape result = joined(
+      broadcast_shapes(leading(a_matrix), leading(b_matrix), "matmul"),
+      a_matrix[a_matrix.size() - 2], b_matrix.back());
+  if (b_matrix.size() == 2 && a_matrix.size() > 2) {
+    int64_t rows = 1;
+    for (size_t i = 0; i + 1 < a_matrix.size(); ++i) rows *= a_matrix[i];
+    a_matrix = {rows, a_matrix.back()};
+  }
+  const Shape full = joined(broadcast_shapes(leading(a_matrix), leading(b_matrix), "matmul"),
+                            a_matrix[a_matrix.size() - 2], b_matrix.back());
+  if (b.dim() == 1) result.erase(result.size() - 1);
+  if (a.dim() == 1) result.erase(result.size() - (b.dim() == 1 ? 1 : 2));
+
+  const Tensor left = raw::reshape(a, a_matrix), right = raw::reshape(b, b_matrix);
+  const Tensor y = empty(full, {compute_dtype(a.dtype()), a.device()});
+  kernels::matmul(
+      a.device(), Dst{y, false},
+      raw::expand(to_compute(left), joined(leading(full), left.size(-2), left.size(-1))),
+      raw::expand(to_compute(right), joined(leading(full), right.size(-2), right.size(-1))));
+  return record("matmul", raw::view(raw::to(y, a.dtype()), result), {a, b},
+                [a = requires_grad(b) ? Saved(left) : Saved(),
+                 b = requires_grad(a) ? Saved(right) : Saved(), a_matrix, b_matrix,
+                 full](Grads& g) {
+                  const Tensor dy = to_compute(raw::reshape(g.out(), full));
+                  if (b.defined())
+                    product_into(g, 0, a_matrix, dy, transposed(to_compute(b.get("matmul"))));
+                  if (a.defined())
+                    product_into(g, 1, b_matrix, transposed(to_compute(a.get("matmul"))), dy);
+                });
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  check(x.defined() && weight.defined(), "linear: input and weight must be defined");
+  check(weight.dim() == 2, "linear: weight must be 2-d [out, in], got ", weight.shape());
+  check(is_floating(x.dtype()), "linear: input must be floating, got ", x.dtype());
+  check(weight.dtype() == x.dtype(), "linear: weight must be ", x.dtype(),
+        " like the input, got ", weight.dtype());
+  check(weight.device() == x.device(), "linear: weight must be on ", x.device(), ", got ",
+        weight.device());
+  check(x.dim() >= 1 && x.size(-1) == weight.size(1), "linear: input must end in ",
+        weight.size(1), " features for weight ", weight.shape(), ", got ", x.shape());
+  const int64_t in = weight.size(1), out = weight.size(0);
+  if (bias.defined()) {
+    check(bias.shape() == Shape{out}, "linear: bias must be of shape ", Shape{out}, ", got ",
+          bias.shape());
+    check(bias.dtype() == x.dtype(), "linear: bias must be ", x.dtype(), " like the input, got ",
+          bias.dtype());
+    check(bias.device() == x.device(), "linear: bias must be on ", x.device(), ", got ",
+          bias.device());
+  }
+  Shape result = x.shape();
+  result[result.size() - 1] = out;
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < result.size(); ++i) rows *= result[i];
+  const Tensor matrix = raw::reshape(x, {rows, in});
+  const Tensor y = empty({rows, out}, {compute_dtype(x.dtype()), x.device()});
+  if (bias.defined()) kernels::fill_rows(x.device(), y, to_compute(raw::contiguous(bias)));
+  kernels::matmul(x.device(), Dst{y, bias.defined()}, to_compute(matrix),
+                  transposed(to_compute(weight)));
+  return record(
+      "linear", raw::view(raw::to(y, x.dtype()), result), {x, weight, bias},
+      [x = requires_grad(weight) ? Saved(matrix) : Saved(),
+       w = requires_grad(x) ? Saved(weight) : Saved(), rows, in, out](Grads& g) {
+        const Tensor dy = to_compute(raw::contiguous(raw::reshape(g.out(), {rows, out})));
+        if (w.defined()) product_into(g, 0, {rows, in}, dy, to_compute(w.get("linear")));
+        if (x.defined())
+          product_into(g, 1, {out, in}, transposed(dy), to_compute(x.get("linear")));
+        const Dst db = g.dst(2);
+        if (!db) return;
+        if (db.tensor.dtype() == dy.dtype() && db.tensor.is_contiguous())
+          return kernels::sum_rows(dy.device(), db, dy);
+        const Tensor sum = empty({out}, {dy.dtype(), dy.device()});
+        kernels::sum_rows(dy.device(), Dst{sum, false}, dy);
+        kernels::accumulate_to(dy.device(), db, sum);
+      });
+}
+
+}  // namespace cairn

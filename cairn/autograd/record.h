@@ -1,0 +1,111 @@
+// Recording: how an op joins the graph.
+// Invariant: record() returns its output untouched when no input needs a gradient or grad mode is off.
+#pragma once
+
+#include <initializer_list>
+#include <optional>
+#include <utility>
+
+#include "cairn/autograd/node.h"
+
+namespace cairn {
+
+// Whether ops are recorded on this thread.
+bool grad_enabled();
+void set_grad_enabled(bool enabled);
+
+// Switches recording off for a scope.
+class NoGrad {
+ public:
+  NoGrad() : before_(grad_enabled()) { set_grad_enabled(false); }
+  ~NoGrad() { set_grad_enabled(before_); }
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  bool before_;
+};
+
+// Whether an op with these inputs would be recorded now. Undefined tensors count as constants.
+bool will_record(std::initializer_list<Tensor> inputs);
+bool will_record(std::span<const Tensor> inputs);
+
+// A tensor kept for backward. Reading it checks that no public op wrote to it since.
+class Saved {
+ public:
+  Saved() = default;
+  explicit Saved(const Tensor& t) {
+    if (!t.defined()) return;
+    tensor_ = t.alias();  // without the metadata: a saved output must not keep its own node alive
+    version_ = t.version();
+  }
+  bool defined() const { return tensor_.defined(); }
+  // `op` names the rule in the error: "op: a tensor saved for backward was changed in place by X".
+  const Tensor& get(const char* op) const {
+    if (tensor_.defined() && tensor_.version() != version_) [[unlikely]]
+      fail(op, ": a tensor saved for backward was changed in place by ",
+           tensor_.storage()->last_writer());
+    return tensor_;
+  }
+
+ private:
+  Tensor tensor_;
+  uint32_t version_ = 0;
+};
+
+namespace detail {
+
+template <class Rule>
+class RuleNode final : public Node {
+ public:
+  explicit RuleNode(Rule rule) : rule_(std::move(rule)) {}
+  void backward(Grads& grads) override { (*rule_)(grads); }
+  void release() override { rule_.reset(); }
+
+ private:
+  std::optional<Rule> rule_;
+};
+
+Tensor attach(const char* name, const Tensor& out, std::span<const Tensor> inputs,
+              std::shared_ptr<Node> node);
+
+}  // namespace detail
+
+// Joins `out` to the graph: `rule(Grads&)` turns its gradient into the inputs'. `name` must be a
+// string literal. The rule is stored by value; it should capture Saved, never Tensor, for inputs and
+// outputs. Inputs are numbered as listed; undefined ones (absent bias) are allowed.
+template <class Rule>
+Tensor record(const char* name, const Tensor& out, std::span<const Tensor> inputs, Rule&& rule) {
+  if (!will_record(inputs)) return out;
+  using Stored = detail::RuleNode<std::decay_t<Rule>>;
+  return detail::attach(name, out, inputs, std::make_shared<Stored>(std::forward<Rule>(rule)));
+}
+template <class Rule>
+Tensor record(const char* name, const Tensor& out, std::initializer_list<Tensor> inputs,
+              Rule&& rule) {
+  return record(name, out, std::span<const Tensor>(inputs.begin(), inputs.size()),
+                std::forward<Rule>(rule));
+}
+
+// Records an op that has written into `self` in place: `self` now stands for the op's output; its
+// old self is input 0, followed by `others`. Call check_inplace before writing.
+template <class Rule>
+void record_inplace(const char* name, const Tensor& self, std::initializer_list<Tensor> others,
+                    Rule&& rule);
+// Throws where writing into `self` would spoil a gradient: a leaf that requires one, or a view.
+void check_inplace(const char* op, const Tensor& self);
+
+template <class Rule>
+void record_inplace(const char* name, const Tensor& self, std::initializer_list<Tensor> others,
+                    Rule&& rule) {
+  // The old self keeps the old metadata, so the new node's edge leads to where it came from.
+  Tensor before = self.alias();
+  before.set_grad_meta(self.grad_meta());
+  std::vector<Tensor> inputs{before};
+  inputs.insert(inputs.end(), others.begin(), others.end());
+  Tensor after = record(name, self.alias(), std::span<const Tensor>(inputs),
+                        std::forward<Rule>(rule));
+  self.set_grad_meta(after.grad_meta());
+}
+
+}  // namespace cairn

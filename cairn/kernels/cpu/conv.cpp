@@ -1,0 +1,75 @@
+// Convolution slots on the CPU: tensors become the raw geometry of conv_compute.h.
+#include "cairn/kernels/conv.h"
+
+#include "cairn/kernels/cpu/conv_compute.h"
+
+namespace cairn::kernels {
+namespace cpu {
+namespace {
+
+ConvGeometry geometry_of(const Shape& x, const Shape& w, const Shape& y, const ConvParams& p) {
+  return {.n = x[0],
+          .h = x[2],
+          .w = x[3],
+          .ci = x[1],
+          .oh = y[2],
+          .ow = y[3],
+          .co = y[1],
+          .kh = w[2],
+          .kw = w[3],
+          .stride_h = p.stride_h,
+          .stride_w = p.stride_w,
+          .pad_h = p.pad_h,
+          .pad_w = p.pad_w,
+          .dil_h = p.dil_h,
+          .dil_w = p.dil_w,
+          .groups = p.groups};
+}
+
+// f64 or f32; bf16 is converted by the op.
+template <class Fn>
+void dispatch_conv(DType dtype, Fn&& fn) {
+  if (dtype == DType::f64) return fn.template operator()<double>();
+  check(dtype == DType::f32, "conv2d: kernel dtype must be f64 or f32, got ", dtype);
+  fn.template operator()<float>();
+}
+
+void cpu_conv2d_fwd(Out y, In x, In w, In bias, const ConvParams& params) {
+  const ConvGeometry g = geometry_of(x.shape(), w.shape(), y.shape(), params);
+  dispatch_conv(x.dtype(), [&]<class T>() {
+    conv2d_fwd<T>(g, y.data<T>(), x.data<T>(), w.data<T>(),
+                  bias.defined() ? bias.data<T>() : nullptr);
+  });
+}
+
+void cpu_conv2d_bwd_data(const Dst& dx, In dy, In w, const ConvParams& params) {
+  const ConvGeometry g = geometry_of(dx.tensor.shape(), w.shape(), dy.shape(), params);
+  dispatch_conv(dy.dtype(), [&]<class T>() {
+    conv2d_bwd_data<T>(g, dx.tensor.data<T>(), dx.add, dy.data<T>(), w.data<T>());
+  });
+}
+
+void cpu_conv2d_bwd_weight(const Dst& dw, const Dst& db, In x, In dy, const ConvParams& params) {
+  dispatch_conv(dy.dtype(), [&]<class T>() {
+    if (dw) {
+      const ConvGeometry g = geometry_of(x.shape(), dw.tensor.shape(), dy.shape(), params);
+      conv2d_bwd_weight<T>(g, dw.tensor.data<T>(), dw.add, x.data<T>(), dy.data<T>());
+    }
+    if (db) {
+      const Shape pointwise{dy.size(1), 1, 1, 1};  // the kernel's size does not matter to a bias
+      const ConvGeometry g = geometry_of(x.shape(), pointwise, dy.shape(), params);
+      conv2d_bwd_bias<T>(g, db.tensor.data<T>(), db.add, dy.data<T>());
+    }
+  });
+}
+
+}  // namespace
+}  // namespace cpu
+
+Slot<void(Out, In, In, In, const ConvParams&)> conv2d_fwd{"conv2d_fwd", cpu::cpu_conv2d_fwd};
+Slot<void(const Dst&, In, In, const ConvParams&)> conv2d_bwd_data{"conv2d_bwd_data",
+                                                                  cpu::cpu_conv2d_bwd_data};
+Slot<void(const Dst&, const Dst&, In, In, const ConvParams&)> conv2d_bwd_weight{
+    "conv2d_bwd_weight", cpu::cpu_conv2d_bwd_weight};
+
+}  // namespace cairn::kernels

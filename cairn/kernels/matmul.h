@@ -1,0 +1,17 @@
+// Kernels of matrix products.
+#pragma once
+
+#include "cairn/kernels/slot.h"
+
+namespace cairn::kernels {
+
+// c (+)= a b. a [..., M, K], b [..., K, N], c [..., M, N] with the same leading sizes; a and b any
+// strides; c's last or second to last stride is 1. Leading dimensions of c with stride 0 are summed
+// over, in order. All f64 or all f32.
+extern Slot<void(const Dst& c, In a, In b)> matmul;
+// Fills the rows of y [R, N] contiguous with bias [N] contiguous.
+extern Slot<void(Out y, In bias)> fill_rows;
+// db [N] contiguous (+)= column sums of dy [R, N] contiguous.
+extern Slot<void(const Dst& db, In dy)> sum_rows;
+
+}  // namespace cairn::kernels

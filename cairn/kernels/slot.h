@@ -1,0 +1,49 @@
+// Slot: a kernel's name and one function per device kind.
+// Invariant: the CPU's function is part of the slot's constant initialiser, in the file that holds
+// the kernel, so whoever uses the slot links the kernel; other kinds fill theirs at start-up.
+#pragma once
+
+#include "cairn/tensor/tensor.h"
+
+namespace cairn::kernels {
+
+// Arguments of kernels. Inputs and outputs are handed over ready: right shape, dtype, device and
+// layout. A kernel never allocates.
+using In = const Tensor&;
+using Out = const Tensor&;
+
+// Where a backward kernel writes: overwrite, or add to what is there. False: nobody wants it.
+struct Dst {
+  Tensor tensor;
+  bool add = false;
+  explicit operator bool() const { return tensor.defined(); }
+};
+
+template <class Signature>
+class Slot;
+
+template <class... Args>
+class Slot<void(Args...)> {
+ public:
+  using Function = void (*)(Args...);
+
+  constexpr Slot(const char* name, Function cpu) : name_(name), functions_{cpu, nullptr} {}
+
+  // Calls the function of `device`; throws `name: no CUDA kernel in this build` where it is empty.
+  template <class... Given>
+  void operator()(Device device, Given&&... args) const {
+    const Function function = functions_[static_cast<int>(device.type)];
+    check(function != nullptr, name_, ": no ", device.type == DeviceType::cuda ? "CUDA" : "CPU",
+          " kernel in this build");
+    function(std::forward<Given>(args)...);
+  }
+
+  void fill(DeviceType type, Function function) { functions_[static_cast<int>(type)] = function; }
+  const char* name() const { return name_; }
+
+ private:
+  const char* name_;
+  Function functions_[kDeviceTypeCount];
+};
+
+}  // namespace cairn::kernels

@@ -1,0 +1,168 @@
+// Optimizer: parameter groups, their states and the step over stretches of memory.
+// Invariant: neighbouring parameters of a group with gradients and equal step counts are updated by
+// one kernel call; a parameter without a gradient is left alone, as PyTorch does.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cairn/kernels/optim.h"
+#include "cairn/optim/state.h"
+#include "cairn/tensor/tensor.h"
+
+namespace cairn::optim {
+
+// Parameters with options of their own: optim::sgd({{{weights}, {.lr = 0.1}}, {{biases}, {.lr =
+// 1}}}).
+template <class Options>
+struct ParamGroup {
+  std::vector<Tensor> params;
+  Options options;
+};
+
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+  Optimizer(const Optimizer&) = delete;
+  Optimizer& operator=(const Optimizer&) = delete;
+
+  // "adam"
+  const char* name() const { return name_; }
+
+  // Updates every parameter that has a gradient.
+  void step();
+  // Calls closure (with recording on), steps, and returns what closure returned.
+  Tensor step(const std::function<Tensor()>& closure);
+  // Forgets all gradients.
+  void zero_grad();
+
+  size_t group_count() const { return groups_.size(); }
+  std::vector<Tensor> parameters(size_t group) const;
+  std::vector<Tensor> parameters() const;
+
+  double lr(size_t group = 0) const { return const_cast<Optimizer*>(this)->lr_of(group); }
+  // Not negative, finite.
+  void set_lr(size_t group, double lr);
+  // SGD's momentum, Adam's first beta.
+  double momentum(size_t group = 0) const {
+    return const_cast<Optimizer*>(this)->momentum_of(group);
+  }
+  void set_momentum(size_t group, double momentum);
+  // The rate before the first schedule changed it. Schedules call it when they are made.
+  double initial_lr(size_t group);
+
+  // By index of the parameter over all groups, as PyTorch: tensors "state.<index>.exp_avg" (aliases
+  // of the optimizer's memory), numbers "state.<index>.step", "param_groups.<group>.lr" and the
+  // other options, "param_groups.<group>.params" (their number).
+  State state_dict();
+  // Copies the state in. A state of other groups, parameters, shapes or names throws Error and
+  // changes nothing.
+  void load_state_dict(const State& state);
+
+ protected:
+  explicit Optimizer(const char* name) : name_(name) {}
+
+  // Called once for each group, then finish().
+  void add_params(std::vector<Tensor> params);
+  // Checks the parameters and packs them into arenas.
+  void finish();
+
+  virtual double& lr_of(size_t group) = 0;
+  virtual double& momentum_of(size_t group) = 0;
+  // Options by name, as numbers; and back, checked.
+  virtual std::map<std::string, double> options_of(size_t group) = 0;
+  virtual void set_options(size_t group, const std::map<std::string, double>& options) = 0;
+  // Throws unless set_options would take them.
+  virtual void check_options(size_t group, const std::map<std::string, double>& options) = 0;
+  // Names of the states that the group's parameters have.
+  virtual std::span<const char* const> state_names(
+      size_t group, const std::map<std::string, double>& options) = 0;
+  // How many states the group's parameters have now (the length of state_names).
+  virtual size_t state_count(size_t group) = 0;
+  // Whether elements whose parameter, gradient and states are all 0 stay 0.
+  virtual bool keeps_zero(size_t group) = 0;
+  // The update; t counts the runs' steps, this one included.
+  virtual void launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs,
+                      int64_t t) = 0;
+
+ private:
+  struct Slot {
+    Tensor param;
+    int64_t steps = 0;
+    Tensor states[kernels::kMaxOptimStates];
+  };
+  struct Group {
+    std::vector<Slot> slots;
+    std::vector<size_t> order;  // slots by address, so that neighbours meet
+    std::optional<double> initial_lr;
+  };
+  struct Batch;
+
+  void step_group(size_t group, Batch& batch);
+  void ensure_states(Group& group, Slot& slot, size_t count);
+  void allocate_state(Group& group, const Slot& like, size_t k);
+  void check_state(const State& state);
+
+  const char* name_;
+  std::vector<Group> groups_;
+  std::vector<kernels::OptimRun> runs_;  // reused, so that a steady step does not allocate
+};
+
+// What the optimizers share: options by group, seen as numbers. Options has lr and
+//   template <class Fn> static void fields(Self&, Fn fn): calls fn("lr", field) for every option;
+//   void check(const char* op) const: throws what is wrong with the values.
+template <class Options>
+class OptimizerWith : public Optimizer {
+ public:
+  const Options& options(size_t group = 0) const { return options_[group]; }
+
+ protected:
+  OptimizerWith(const char* name, std::vector<ParamGroup<Options>> groups) : Optimizer(name) {
+    for (ParamGroup<Options>& group : groups) {
+      group.options.check(name);
+      add_params(std::move(group.params));
+      options_.push_back(group.options);
+    }
+    finish();
+  }
+
+  double& lr_of(size_t group) override { return options_.at(group).lr; }
+  std::map<std::string, double> options_of(size_t group) override {
+    std::map<std::string, double> out;
+    Options::fields(options_[group],
+                    [&](const char* key, auto& field) { out[key] = static_cast<double>(field); });
+    return out;
+  }
+  Options parse(size_t group, const std::map<std::string, double>& numbers) const {
+    Options out = options_[group];
+    Options::fields(out, [&](const char* key, auto& field) {
+      const auto at = numbers.find(key);
+      cairn::check(at != numbers.end(), name(), ": state must have the number param_groups.", group,
+                   ".", key, ", got none");
+      field = static_cast<std::remove_reference_t<decltype(field)>>(at->second);
+    });
+    return out;
+  }
+  void check_options(size_t group, const std::map<std::string, double>& numbers) override {
+    parse(group, numbers).check(name());
+  }
+  void set_options(size_t group, const std::map<std::string, double>& numbers) override {
+    options_[group] = parse(group, numbers);
+  }
+
+  std::vector<Options> options_;
+};
+
+namespace detail {
+// `name: what must be finite and not negative, got …`
+void check_not_negative(const char* name, const char* what, double value);
+// `name: what must be at least 0 and below 1, got …`
+void check_fraction(const char* name, const char* what, double value);
+}  // namespace detail
+
+}  // namespace cairn::optim

@@ -1,0 +1,49 @@
+// Devices and the table of what each kind can do.
+// Invariant: a device kind is usable when its row of the table is filled; the CPU's always is.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "cairn/tensor/error.h"
+
+namespace cairn {
+
+class Tensor;
+class Allocator;
+
+enum class DeviceType : uint8_t { cpu, cuda };
+constexpr int kDeviceTypeCount = 2;
+
+struct Device {
+  DeviceType type = DeviceType::cpu;
+  int16_t index = 0;
+
+  Device() = default;
+  Device(DeviceType t, int i = 0) : type(t), index(static_cast<int16_t>(i)) {}
+  // "cpu", "cuda" or "cuda:1"; throws Error on anything else.
+  explicit Device(std::string_view text);
+  bool operator==(const Device&) const = default;
+};
+
+inline const Device kCPU{};
+
+std::string_view name_of(DeviceType type);
+void append_text(std::string& out, Device device);
+
+// What tensor/ needs of a device kind.
+struct DeviceBackend {
+  Allocator* (*allocator)(Device device);
+  // dst and src have equal shapes, any strides and dtypes; at least one lies on this kind.
+  void (*copy)(const Tensor& dst, const Tensor& src);
+  // Every element of dst becomes value, converted to its dtype.
+  void (*fill)(const Tensor& dst, double value);
+};
+
+// Throws `op: no CUDA device in this build or machine` where the row is empty.
+const DeviceBackend& backend_of(DeviceType type, const char* op);
+void set_backend(DeviceType type, const DeviceBackend* backend);
+bool has_backend(DeviceType type);
+
+}  // namespace cairn

@@ -1,0 +1,111 @@
+// Random tensors. Elements are numbered in row-major order whatever the memory layout.
+#include "cairn/tensor/random.h"
+
+#include <cmath>
+#include <numbers>
+#include <numeric>
+
+#include "cairn/tensor/parallel.h"
+#include "cairn/tensor/raw.h"
+
+namespace cairn {
+namespace {
+
+constexpr int64_t kGrain = 1 << 13;
+
+// 53 bits in [0, 1) from two words.
+double uniform_double(uint32_t high, uint32_t low) {
+  return static_cast<double>((uint64_t{high} << 21) ^ (low >> 11)) * 0x1p-53;
+}
+
+// out[i] = value(four words of block i); one block an element keeps f64 and f32 draws alike.
+template <class Value>
+void draw(const Tensor& t, const char* op, Generator& generator, Value&& value) {
+  check(is_floating(t.dtype()), op, ": dtype must be floating, got ", t.dtype());
+  const int64_t n = t.numel();
+  const uint64_t offset = generator.reserve(4 * n);
+  const uint64_t seed = generator.seed();
+  const Tensor host = t.is_contiguous() && t.device() == kCPU ? t : empty(t.shape(), {t.dtype()});
+  dispatch_floating(t.dtype(), op, [&]<class T>() {
+    T* out = host.data<T>();
+    parallel_for(0, n, kGrain, [&](int64_t lo, int64_t hi) {
+      for (int64_t i = lo; i < hi; ++i)
+        out[i] = static_cast<T>(value(philox(seed, offset + static_cast<uint64_t>(i))));
+    });
+  });
+  if (!host.same_as(t)) raw::copy_(t, host);
+  t.bump_version(op);
+}
+
+}  // namespace
+
+Generator& default_generator() {
+  thread_local Generator generator;
+  return generator;
+}
+
+void manual_seed(uint64_t seed) { default_generator().set_state(seed, 0); }
+
+void uniform_(const Tensor& t, double low, double high, Generator& generator) {
+  check(std::isfinite(low) && std::isfinite(high) && low <= high,
+        "uniform_: low and high must be finite with low <= high, got ", low, " and ", high);
+  draw(t, "uniform_", generator, [&](const std::array<uint32_t, 4>& w) {
+    return low + (high - low) * uniform_double(w[0], w[1]);
+  });
+}
+
+void normal_(const Tensor& t, double mean, double std, Generator& generator) {
+  check(std >= 0, "normal_: std must not be negative, got ", std);
+  draw(t, "normal_", generator, [&](const std::array<uint32_t, 4>& w) {
+    // 1 - u lies in (0, 1], so the logarithm is finite.
+    const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform_double(w[0], w[1])));
+    return mean + std * radius * std::cos(2.0 * std::numbers::pi * uniform_double(w[2], w[3]));
+  });
+}
+
+Tensor rand(const Shape& shape, TensorOptions options, Generator& generator) {
+  Tensor out = empty(shape, options);
+  uniform_(out, 0, 1, generator);
+  return out;
+}
+
+Tensor randn(const Shape& shape, TensorOptions options, Generator& generator) {
+  Tensor out = empty(shape, options);
+  normal_(out, 0, 1, generator);
+  return out;
+}
+
+Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options,
+               Generator& generator) {
+  check(low < high, "randint: low must be below high, got ", low, " and ", high);
+  Tensor host = empty(shape, {DType::i64});
+  int64_t* out = host.data<int64_t>();
+  const uint64_t offset = generator.reserve(4 * host.numel());
+  const uint64_t range = static_cast<uint64_t>(high) - static_cast<uint64_t>(low);
+  for (int64_t i = 0; i < host.numel(); ++i) {
+    const auto w = philox(generator.seed(), offset + static_cast<uint64_t>(i));
+    const uint64_t bits = (uint64_t{w[0]} << 32) | w[1];
+    // The high half of a 128-bit product maps 64 bits to [0, range) with a bias below 2^-64 range.
+    const auto value = static_cast<uint64_t>((static_cast<unsigned __int128>(bits) * range) >> 64);
+    out[i] = static_cast<int64_t>(static_cast<uint64_t>(low) + value);
+  }
+  return raw::to(host, options.dtype, options.device);
+}
+
+Tensor randperm(int64_t n, Generator& generator) {
+  check(n >= 0, "randperm: n must not be negative, got ", n);
+  Tensor out = empty({n}, {DType::i64});
+  int64_t* p = out.data<int64_t>();
+  std::iota(p, p + n, int64_t{0});
+  const uint64_t offset = generator.reserve(4 * n);
+  for (int64_t i = n - 1; i > 0; --i) {
+    const auto w = philox(generator.seed(), offset + static_cast<uint64_t>(i));
+    const uint64_t bits = (uint64_t{w[0]} << 32) | w[1];
+    const auto j = static_cast<int64_t>(
+        (static_cast<unsigned __int128>(bits) * static_cast<uint64_t>(i + 1)) >> 64);
+    std::swap(p[i], p[j]);
+  }
+  return out;
+}
+
+}  // namespace cairn

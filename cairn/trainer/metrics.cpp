@@ -1,0 +1,266 @@
+// MetricStore: one entry per logged name, hook and side (training or evaluation).
+// Invariant: an entry's levels are fixed by its first call, so names never change during a run.
+#include "cairn/trainer/metrics.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace cairn::trainer {
+namespace {
+
+// Values of a device wait here before they are read, so that reading is rare.
+constexpr size_t kMaxPending = 256;
+
+const char* name_of_reduce(Reduce r) {
+  switch (r) {
+    case Reduce::mean:
+      return "mean";
+    case Reduce::sum:
+      return "sum";
+    case Reduce::min:
+      return "min";
+    case Reduce::max:
+      return "max";
+  }
+  return "mean";
+}
+
+Reduce parse_reduce(const std::string& text) {
+  for (Reduce r : {Reduce::mean, Reduce::sum, Reduce::min, Reduce::max})
+    if (text == name_of_reduce(r)) return r;
+  fail("metrics: reduce_fx must be mean, sum, min or max, got ", text);
+}
+
+}  // namespace
+
+void MetricStore::log(std::string_view name, const Tensor& value, const LogOptions& options) {
+  check(value.defined(), "log: value of '", name, "' must be a tensor, got an undefined one");
+  check(value.numel() == 1, "log: value of '", name, "' must have one element, got shape ",
+        value.shape());
+  log_value(name, value.alias(), options);  // without the graph, which must not be kept
+}
+
+void MetricStore::log(std::string_view name, double value, const LogOptions& options) {
+  log_value(name, value, options);
+}
+
+template <class T>
+void MetricStore::log_value(std::string_view name, const T& value, const LogOptions& options) {
+  const Hook& hook = context.hook;
+  check(!name.empty(), "log: name must not be empty");
+  check(hook.log != LogRule::never, "log: '", name, "' must be logged in a step or an epoch hook, got ",
+        hook.name[0] == '\0' ? "a call outside of the trainer" : hook.name);
+  const bool on_step = options.on_step.value_or(hook.log == LogRule::step);
+  const bool on_epoch = options.on_epoch.value_or(hook.log != LogRule::step);
+  check(!(on_step && hook.log == LogRule::epoch_only), "log: '", name, "' must be on_epoch in ",
+        hook.name, ", got on_step");
+  check(on_step || on_epoch, "log: '", name, "' must be on_step or on_epoch, got neither");
+  check(options.batch_size.value_or(1) > 0, "log: batch_size of '", name, "' must be positive, got ",
+        options.batch_size.value_or(1));
+
+  Entry& entry = entry_of(name, on_step, on_epoch, options);
+  entry.fresh = true;
+  if (on_step) {
+    entry.last = LazyScalar(value);
+    *entry.step_slot = entry.last;
+    if (entry.plain_slot != nullptr) *entry.plain_slot = entry.last;
+    if (entry.bar_slot != nullptr) *entry.bar_slot = entry.last;
+  }
+  if (!on_epoch) return;
+  const auto weight =
+      static_cast<double>(options.batch_size.value_or(std::max<int64_t>(context.batch_size, 1)));
+  if constexpr (std::is_same_v<T, double>) {
+    add(entry, value, weight);
+  } else if (value.device().type == DeviceType::cpu) {
+    add(entry, value.template item<double>(), weight);
+  } else {
+    entry.pending.emplace_back(value, weight);
+    if (entry.pending.size() >= kMaxPending) fold(entry);
+  }
+}
+
+MetricStore::Entry& MetricStore::entry_of(std::string_view name, bool on_step, bool on_epoch,
+                                          const LogOptions& options) {
+  for (const auto& e : entries_) {
+    if (e->name != name || e->hook != context.hook.name || e->evaluating != context.evaluating)
+      continue;
+    const bool same = e->on_step == on_step && e->on_epoch == on_epoch &&
+                      e->reduce == options.reduce_fx && e->prog_bar == options.prog_bar &&
+                      e->logger == options.logger;
+    if (same) return *e;
+    check(e->restored && on_epoch && e->reduce == options.reduce_fx, "log: options of '", name,
+          "' must stay the same in ", context.hook.name);
+    e->restored = false;  // the program that resumes may log it otherwise
+    set_levels(*e, on_step, on_epoch, options.prog_bar, options.logger);
+    return *e;
+  }
+  auto entry = std::make_unique<Entry>();
+  entry->name = name;
+  entry->hook = context.hook.name;
+  entry->evaluating = context.evaluating;
+  entry->reduce = options.reduce_fx;
+  set_levels(*entry, on_step, on_epoch, options.prog_bar, options.logger);
+  entries_.push_back(std::move(entry));
+  return *entries_.back();
+}
+
+void MetricStore::set_levels(Entry& e, bool on_step, bool on_epoch, bool prog_bar, bool logger) {
+  e.on_step = on_step;
+  e.on_epoch = on_epoch;
+  e.prog_bar = prog_bar;
+  e.logger = logger;
+  e.step_slot = on_step ? &published_[step_name(e)] : nullptr;
+  e.plain_slot = on_step && on_epoch ? &published_[e.name] : nullptr;
+  e.bar_slot = on_step && prog_bar ? &bar_[step_name(e)] : nullptr;
+}
+
+void MetricStore::add(Entry& e, double value, double weight) {
+  const bool first = e.weight == 0;
+  switch (e.reduce) {
+    case Reduce::mean:
+      e.total += value * weight;
+      break;
+    case Reduce::sum:
+      e.total += value;
+      break;
+    case Reduce::min:
+      e.total = first ? value : (std::isnan(value) ? value : std::min(e.total, value));
+      break;
+    case Reduce::max:
+      e.total = first ? value : (std::isnan(value) ? value : std::max(e.total, value));
+      break;
+  }
+  e.weight += weight;
+}
+
+void MetricStore::fold(Entry& e) {
+  for (const auto& [value, weight] : e.pending) add(e, value.item<double>(), weight);
+  e.pending.clear();
+}
+
+double MetricStore::epoch_value(Entry& e) {
+  fold(e);
+  return e.reduce == Reduce::mean ? e.total / e.weight : e.total;
+}
+
+void MetricStore::begin_epoch(bool evaluating) {
+  for (const auto& e : entries_) {
+    if (e->evaluating != evaluating) continue;
+    e->total = e->weight = 0;
+    e->pending.clear();
+    e->fresh = false;
+  }
+}
+
+void MetricStore::begin_batch(bool evaluating) {
+  for (const auto& e : entries_)
+    if (e->evaluating == evaluating) e->fresh = false;
+}
+
+Metrics MetricStore::step_metrics(bool evaluating) {
+  Metrics out;
+  for (const auto& e : entries_)
+    if (e->evaluating == evaluating && e->fresh && e->on_step && e->logger) {
+      out[step_name(*e)] = e->last.get();
+      e->fresh = false;
+    }
+  return out;
+}
+
+void MetricStore::publish_epoch(bool evaluating) {
+  for (const auto& e : entries_) {
+    if (e->evaluating != evaluating || !e->on_epoch) continue;
+    fold(*e);
+    if (e->weight == 0) continue;
+    const LazyScalar value(epoch_value(*e));
+    published_[epoch_name(*e)] = value;
+    if (e->on_step) published_[e->name] = value;
+    if (e->prog_bar) bar_[epoch_name(*e)] = value;
+  }
+}
+
+Metrics MetricStore::epoch_metrics(bool evaluating) const {
+  Metrics out;
+  for (const auto& e : entries_) {
+    if (e->evaluating != evaluating || !e->on_epoch || !e->logger) continue;
+    fold(*e);
+    if (e->weight > 0) out[epoch_name(*e)] = epoch_value(*e);
+  }
+  return out;
+}
+
+Metrics MetricStore::callback_metrics() const {
+  Metrics out;
+  for (const auto& [name, value] : published_) out[name] = value.get();
+  return out;
+}
+
+std::optional<double> MetricStore::callback_metric(const std::string& name) const {
+  const auto it = published_.find(name);
+  if (it == published_.end()) return {};
+  return it->second.get();
+}
+
+Metrics MetricStore::progress_bar_metrics() const {
+  Metrics out;
+  for (const auto& [name, value] : bar_) out[name] = value.get();
+  return out;
+}
+
+void MetricStore::note_logged(const Metrics& metrics) {
+  for (const auto& [name, value] : metrics) logged_[name] = value;
+}
+
+void MetricStore::clear() {
+  entries_.clear();
+  published_.clear();
+  bar_.clear();
+  logged_.clear();
+}
+
+State MetricStore::state() const {
+  State out;
+  int64_t count = 0;
+  for (const auto& e : entries_) {
+    if (e->evaluating || !e->on_epoch) continue;
+    fold(*e);
+    if (e->weight == 0) continue;
+    add_prefix(out, cat(count++), {{"name", e->name},
+                                   {"hook", e->hook},
+                                   {"reduce", name_of_reduce(e->reduce)},
+                                   {"on_step", e->on_step},
+                                   {"prog_bar", e->prog_bar},
+                                   {"logger", e->logger},
+                                   {"total", e->total},
+                                   {"weight", e->weight}});
+  }
+  out["count"] = count;
+  for (const auto& [name, value] : published_) out[cat("value.", name)] = value.get();
+  for (const auto& [name, value] : bar_) out[cat("bar.", name)] = value.get();
+  return out;
+}
+
+void MetricStore::load_state(const State& state) {
+  clear();
+  for (const auto& [name, value] : take_prefix(state, "value"))
+    published_[name] = LazyScalar(value.as_double());
+  for (const auto& [name, value] : take_prefix(state, "bar"))
+    bar_[name] = LazyScalar(value.as_double());
+  const int64_t count = require(state, "count", "metrics").as_int();
+  for (int64_t i = 0; i < count; ++i) {
+    const State one = take_prefix(state, cat(i));
+    const auto field = [&](const char* key) { return require(one, key, "metrics"); };
+    auto entry = std::make_unique<Entry>();
+    entry->name = field("name").as_text();
+    entry->hook = field("hook").as_text();
+    entry->reduce = parse_reduce(field("reduce").as_text());
+    entry->total = field("total").as_double();
+    entry->weight = field("weight").as_double();
+    entry->restored = true;
+    set_levels(*entry, field("on_step").as_bool(), true, field("prog_bar").as_bool(),
+               field("logger").as_bool());
+    entries_.push_back(std::move(entry));
+  }
+}
+
+}  // namespace cairn::trainer

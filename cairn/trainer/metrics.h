@@ -1,0 +1,135 @@
+// What log() keeps: values of the running step, means over the running epoch, and the three
+// dictionaries that callbacks, loggers and the progress bar read.
+// Invariant: logging a tensor reads nothing from its device; a value is read when somebody asks.
+// (Memory of the CPU is read at once for epoch means: that waits for nobody.)
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cairn/tensor/tensor.h"
+#include "cairn/trainer/stage.h"
+#include "cairn/trainer/value.h"
+
+namespace cairn::trainer {
+
+// How the values of an epoch's batches become one. mean weighs them by batch size.
+enum class Reduce : uint8_t { mean, sum, min, max };
+
+struct LogOptions {
+  std::optional<bool> on_step = {};   // absent: by the hook (training batches yes, else no)
+  std::optional<bool> on_epoch = {};  // absent: by the hook (training batches no, else yes)
+  bool prog_bar = false;         // shown by the progress bar
+  bool logger = true;            // given to the loggers
+  Reduce reduce_fx = Reduce::mean;
+  std::optional<int64_t> batch_size = {};  // weight in the mean; absent: the batch's own
+};
+
+using Metrics = std::map<std::string, double>;
+
+// A number, or a tensor with one element that is read when asked.
+class LazyScalar {
+ public:
+  LazyScalar() = default;
+  explicit LazyScalar(double value) : value_(value) {}
+  explicit LazyScalar(const Tensor& value) : tensor_(value) {}
+  double get() const {
+    if (tensor_.defined()) {
+      value_ = tensor_.item<double>();
+      tensor_ = {};
+    }
+    return value_;
+  }
+
+ private:
+  mutable double value_ = 0;
+  mutable Tensor tensor_;
+};
+
+class MetricStore {
+ public:
+  // Where log() is being called from. `batch_size` 0: not in a batch.
+  struct Context {
+    Hook hook{"", LogRule::never};
+    bool evaluating = false;
+    int64_t batch_size = 0;
+  };
+  Context context;
+
+  // Tensors must have one element. Throws Error for a name that is empty, a hook that may not log, a
+  // level the hook does not have, and options that differ from an earlier call of the same name.
+  void log(std::string_view name, const Tensor& value, const LogOptions& options);
+  void log(std::string_view name, double value, const LogOptions& options);
+
+  // Forgets the epoch's accumulations of the training (or evaluation) side.
+  void begin_epoch(bool evaluating);
+  // Forgets which values belong to the running batch.
+  void begin_batch(bool evaluating);
+  // The step values of the running batch that go to the loggers and were not asked for yet.
+  Metrics step_metrics(bool evaluating);
+  // Puts the epoch's values so far into the dictionaries. Called before the epoch-end hooks, which
+  // read them, and again after, since they may have logged.
+  void publish_epoch(bool evaluating);
+  // The epoch's values that go to the loggers.
+  Metrics epoch_metrics(bool evaluating) const;
+
+  // Everything logged, by name; `x_step`, `x_epoch` and `x` where both levels were asked for.
+  Metrics callback_metrics() const;
+  std::optional<double> callback_metric(const std::string& name) const;
+  // What was last given to the loggers.
+  const Metrics& logged_metrics() const { return logged_; }
+  Metrics progress_bar_metrics() const;
+  void note_logged(const Metrics& metrics);
+
+  // Drops everything (after the sanity check, and at the start of a run).
+  void clear();
+
+  // The dictionaries and the training epoch's accumulations, for a checkpoint inside an epoch.
+  State state() const;
+  void load_state(const State& state);
+
+ private:
+  struct Entry {
+    std::string name;
+    std::string hook;
+    bool evaluating = false;
+    bool on_step = false;
+    bool on_epoch = false;
+    bool prog_bar = false;
+    bool logger = true;
+    Reduce reduce = Reduce::mean;
+    bool restored = false;  // from a checkpoint: its first call may change the options
+    // epoch accumulation
+    double total = 0;
+    double weight = 0;
+    std::vector<std::pair<Tensor, double>> pending;  // on a device, not yet read
+    // the batch's value
+    bool fresh = false;
+    LazyScalar last;
+    LazyScalar* step_slot = nullptr;  // in published_, which never moves its nodes
+    LazyScalar* plain_slot = nullptr;
+    LazyScalar* bar_slot = nullptr;
+  };
+
+  template <class T>
+  void log_value(std::string_view name, const T& value, const LogOptions& options);
+  Entry& entry_of(std::string_view name, bool on_step, bool on_epoch, const LogOptions& options);
+  void set_levels(Entry& entry, bool on_step, bool on_epoch, bool prog_bar, bool logger);
+  static void add(Entry& entry, double value, double weight);
+  static void fold(Entry& entry);
+  static double epoch_value(Entry& entry);
+  static std::string step_name(const Entry& e) { return e.on_epoch ? e.name + "_step" : e.name; }
+  static std::string epoch_name(const Entry& e) { return e.on_step ? e.name + "_epoch" : e.name; }
+
+  std::vector<std::unique_ptr<Entry>> entries_;
+  std::map<std::string, LazyScalar> published_;
+  std::map<std::string, LazyScalar> bar_;
+  Metrics logged_;
+};
+
+}  // namespace cairn::trainer

@@ -1,0 +1,131 @@
+// The checks of TrainerOptions.
+#include "cairn/trainer/options.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+
+namespace cairn::trainer {
+namespace {
+
+void check_limit(const char* name, const Limit& limit) {
+  if (limit.is_count())
+    check(limit.count() >= 0, "Trainer: ", name, " must be at least 0, got ", limit);
+  else  // written so that NaN fails too
+    check(limit.share() >= 0 && limit.share() <= 1, "Trainer: ", name,
+          " must be a count or a share from 0.0 to 1.0, got ", limit);
+}
+
+void check_count(const char* name, int64_t value, int64_t least) {
+  check(value >= least, "Trainer: ", name, " must be at least ", least, ", got ", value);
+}
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return text;
+}
+
+// What this build and machine can train on.
+std::string present_accelerators() {
+  return has_backend(DeviceType::cuda) ? "cpu, cuda" : "cpu";
+}
+
+}  // namespace
+
+void append_text(std::string& out, const Limit& limit) {
+  if (limit.is_count())
+    out += std::to_string(limit.count());
+  else
+    cairn::append_text(out, limit.share());  // the one for numbers: a double would become a Limit
+}
+
+int64_t Limit::of(int64_t size) const {
+  if (is_count_) return std::min(count_, size);
+  return static_cast<int64_t>(static_cast<double>(size) * share_);
+}
+
+TimeLimit::TimeLimit(const std::string& text) {
+  int64_t part = 0;
+  int parts = 0;
+  int digits = 0;
+  int64_t total = 0;
+  static constexpr int64_t kUnit[] = {86400, 3600, 60, 1};
+  bool ok = true;
+  for (size_t i = 0; i <= text.size() && ok; ++i) {
+    if (i == text.size() || text[i] == ':') {
+      ok = digits > 0 && parts < 4;
+      if (ok) total += part * kUnit[parts];
+      ++parts;
+      part = digits = 0;
+    } else {
+      ok = std::isdigit(static_cast<unsigned char>(text[i])) != 0 && ++digits <= 6;
+      part = part * 10 + (text[i] - '0');
+    }
+  }
+  check(ok && parts == 4, "Trainer: max_time must read days:hours:minutes:seconds, got '", text, "'");
+  seconds_ = static_cast<double>(total);
+}
+
+void check_options(const TrainerOptions& o) {
+  if (o.max_epochs) check_count("max_epochs", *o.max_epochs, -1);
+  if (o.min_epochs) check_count("min_epochs", *o.min_epochs, 0);
+  check_count("max_steps", o.max_steps, -1);
+  if (o.min_steps) check_count("min_steps", *o.min_steps, 0);
+  if (o.max_time)
+    check(o.max_time->seconds() > 0, "Trainer: max_time must be positive, got ",
+          o.max_time->seconds(), " s");
+  check_limit("limit_train_batches", o.limit_train_batches);
+  check_limit("limit_val_batches", o.limit_val_batches);
+  check_limit("limit_test_batches", o.limit_test_batches);
+  check_limit("limit_predict_batches", o.limit_predict_batches);
+  if (o.val_check_interval.is_count())
+    check_count("val_check_interval", o.val_check_interval.count(), 1);
+  else
+    check(o.val_check_interval.share() > 0 && o.val_check_interval.share() <= 1,
+          "Trainer: val_check_interval must be a count or a share above 0.0 up to 1.0, got ",
+          o.val_check_interval);
+  if (o.check_val_every_n_epoch)
+    check_count("check_val_every_n_epoch", *o.check_val_every_n_epoch, 1);
+  else
+    check(o.val_check_interval.is_count(), "Trainer: val_check_interval must be an integer without "
+          "check_val_every_n_epoch, got ", o.val_check_interval);
+  check_count("num_sanity_val_steps", o.num_sanity_val_steps, -1);
+  check_count("log_every_n_steps", o.log_every_n_steps, 0);
+  check_count("accumulate_grad_batches", o.accumulate_grad_batches, 1);
+  if (o.gradient_clip_val)
+    check(*o.gradient_clip_val >= 0 && std::isfinite(*o.gradient_clip_val),
+          "Trainer: gradient_clip_val must be finite and at least 0, got ", *o.gradient_clip_val);
+  check(o.gradient_clip_algorithm == "norm" || o.gradient_clip_algorithm == "value",
+        "Trainer: gradient_clip_algorithm must be norm or value, got ", o.gradient_clip_algorithm);
+  for (const auto& callback : o.callbacks)
+    check(static_cast<bool>(callback), "Trainer: callbacks must not be null");
+}
+
+Held<Strategy> choose_strategy(const TrainerOptions& o) {
+  const std::string accelerator = lower(o.accelerator);
+  check(accelerator == "auto" || accelerator == "cpu" || accelerator == "cuda" ||
+            accelerator == "gpu",
+        "Trainer: accelerator must be auto or one of ", present_accelerators(), ", got ",
+        o.accelerator);
+  check(accelerator == "auto" || accelerator == "cpu", "Trainer: accelerator must be present (",
+        present_accelerators(), "), got ", o.accelerator);
+
+  const std::string devices = lower(o.devices.text());
+  if (devices != "auto") {
+    const bool number = !devices.empty() && devices.size() < 7 &&
+                        devices.find_first_not_of("0123456789") == std::string::npos;
+    check(number && std::stoi(devices) >= 1, "Trainer: devices must be auto or at least 1, got ",
+          o.devices.text());
+    check(std::stoi(devices) == 1, "Trainer: devices must be 1 with strategy single_device, got ",
+          o.devices.text());
+  }
+
+  if (o.strategy.strategy()) return o.strategy.strategy();
+  const std::string name = lower(o.strategy.name());
+  check(name == "auto" || name == "single_device",
+        "Trainer: strategy must be auto or single_device, got ", o.strategy.name());
+  return SingleDeviceStrategy(kCPU);
+}
+
+}  // namespace cairn::trainer

@@ -1,0 +1,252 @@
+// Trainer: runs a TrainingModule over data. It owns the loop; the strategy owns where and how, the
+// callbacks what happens around it.
+// Invariant: `Progress` is the only loop state, so a run resumed from any checkpoint does, bit for bit,
+// what the undisturbed run would have done.
+//
+//   trainer::Trainer trainer({.max_epochs = 10});
+//   trainer.fit(model, train_loader, val_loader);
+//   double accuracy = trainer.test(model, test_loader).at("test_accuracy");
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cairn/data/data_loader.h"
+#include "cairn/optim/config.h"
+#include "cairn/trainer/callback.h"
+#include "cairn/trainer/checkpoint.h"
+#include "cairn/trainer/data_module.h"
+#include "cairn/trainer/interrupt.h"
+#include "cairn/trainer/loggers/logger.h"
+#include "cairn/trainer/metrics.h"
+#include "cairn/trainer/module.h"
+#include "cairn/trainer/options.h"
+#include "cairn/trainer/progress.h"
+#include "cairn/trainer/stage.h"
+#include "cairn/trainer/strategy.h"
+
+namespace cairn::trainer {
+
+class ModelCheckpoint;
+
+struct RunOptions {
+  // A file, "best" (of the ModelCheckpoint of this trainer) or "last" (the newest last*.ckpt of its
+  // folder; fit starts afresh, with a warning, where there is none). Empty: none.
+  std::string ckpt_path = {};
+};
+
+class Trainer {
+ public:
+  // Throws Error for options that cannot mean anything.
+  explicit Trainer(TrainerOptions options = {});
+  ~Trainer();
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
+  // Trains, from step 0 or, with ckpt_path, from where the file was made. The loaders and the model
+  // must live as long as the call, and differ. Errors reach on_exception and are thrown again; Ctrl-C
+  // throws Interrupted after the running batch.
+  void fit(TrainingModule& model, data::DataLoader& train, const RunOptions& options = {});
+  void fit(TrainingModule& model, data::DataLoader& train, data::DataLoader& val,
+           const RunOptions& options = {});
+  void fit(TrainingModule& model, DataModule& data, const RunOptions& options = {});
+  // Each returns the epoch's metrics. ckpt_path loads weights first.
+  Metrics validate(TrainingModule& model, data::DataLoader& loader, const RunOptions& options = {});
+  Metrics validate(TrainingModule& model, DataModule& data, const RunOptions& options = {});
+  Metrics test(TrainingModule& model, data::DataLoader& loader, const RunOptions& options = {});
+  Metrics test(TrainingModule& model, DataModule& data, const RunOptions& options = {});
+  // One tensor per batch.
+  std::vector<Tensor> predict(TrainingModule& model, data::DataLoader& loader,
+                              const RunOptions& options = {});
+  std::vector<Tensor> predict(TrainingModule& model, DataModule& data,
+                              const RunOptions& options = {});
+
+  // --- for callbacks and after a run -------------------------------------------------------------
+  const TrainerOptions& options() const { return options_; }
+  Stage stage() const { return stage_; }
+  bool sanity_checking() const { return stage_ == Stage::sanity; }
+  const Progress& progress() const { return progress_; }
+  int64_t current_epoch() const { return progress_.epoch; }
+  int64_t global_step() const { return progress_.global_step; }
+  // Batches per epoch, limits applied. Validation: of the loop inside fit. Evaluation: of the running
+  // one (validation, test, predict).
+  int64_t num_training_batches() const { return train_batches_; }
+  int64_t num_val_batches() const { return val_batches_; }
+  int64_t num_evaluation_batches() const { return evaluation_batches_; }
+  // Absent: endless.
+  std::optional<int64_t> max_epochs() const { return max_epochs_; }
+  // Whether a validation comes after the batch that just ended.
+  bool validation_due() const;
+  // Whether a validation has run inside this fit (the sanity check does not count).
+  bool has_validated() const { return progress_.validated_at > 0; }
+  // Whether the fit will validate exactly once an epoch, at its end.
+  bool validates_once_per_epoch() const;
+
+  // Ends the fit after the running batch (not before min_epochs and min_steps). `reason` is one
+  // sentence for people.
+  void stop(std::string reason);
+  bool stop_requested() const { return stop_requested_; }
+  const std::string& stop_reason() const { return stop_reason_; }
+
+  Metrics callback_metrics() const { return metrics_.callback_metrics(); }
+  // Reads one of them.
+  std::optional<double> callback_metric(const std::string& name) const {
+    return metrics_.callback_metric(name);
+  }
+  const Metrics& logged_metrics() const { return metrics_.logged_metrics(); }
+  Metrics progress_bar_metrics() const { return metrics_.progress_bar_metrics(); }
+  // Gives metrics to the loggers now, beside those of log().
+  void log_metrics(const Metrics& metrics);
+
+  // The state of the running fit (or of the last one, while its model lives), to be saved; the tensors
+  // are the model's and the optimizer's own.
+  Checkpoint make_checkpoint(bool weights_only = false);
+  void save_checkpoint(const std::string& path, bool weights_only = false);
+
+  Strategy& strategy() const { return *strategy_; }
+  // Throw Error outside of a fit.
+  optim::Optimizer& optimizer() const;
+  const OptimizerConfig& optimizer_config() const;
+  const std::vector<Held<Callback>>& callbacks() const { return callbacks_; }
+  // The first ModelCheckpoint, or null.
+  ModelCheckpoint* checkpoint_callback() const;
+  const std::vector<Held<Logger>>& loggers() const { return loggers_; }
+  // The first logger's folder, else default_root_dir.
+  std::string log_dir() const;
+
+  // Says something that is no error, once per run: kept here and told to the callbacks.
+  void warn(const std::string& text);
+  const std::vector<std::string>& warnings() const { return warnings_; }
+
+ private:
+  struct Loaders {
+    data::DataLoader* train = nullptr;
+    data::DataLoader* evaluation = nullptr;  // of fit: the validation loader
+    DataModule* module = nullptr;
+  };
+  struct Evaluation;  // the hooks of one kind of evaluation
+
+  // trainer.cpp: a run from setup to teardown
+  void run(Stage stage, TrainingModule& model, const Loaders& loaders, const RunOptions& options);
+  void run_stage(const RunOptions& options);
+  void begin(Stage stage, TrainingModule& model, const Loaders& loaders);
+  void arrange_callbacks();
+  void set_up();
+  void tear_down();
+  void handle_exception(const std::exception& error, std::string_view status);
+  void clean_up(std::string_view status);
+  void emit(Metrics metrics);
+  void check_interrupt() const;
+
+  // fit_loop.cpp
+  void run_fit(const RunOptions& options);
+  void ask_train_loader();
+  void ask_val_loader();
+  void sanity_check();
+  bool fits_nothing() const;
+  bool done() const;
+  void run_epoch();
+  bool run_batches();  // whether the epoch is complete
+  EpochControl train_batch(Batch batch);
+  Tensor forward_backward(const Batch& batch, int64_t batch_idx, bool closes_window);
+  void step_optimizer();
+  void step_schedule(optim::Interval interval, int64_t count);
+  void count_time();
+  void log_step();
+  void validate_in_fit();
+  void end_epoch(bool complete);
+
+  // evaluate.cpp
+  void run_evaluation(const RunOptions& options);
+  int64_t limit_batches(const Limit& limit, int64_t size) const;
+  void evaluate_stage(data::DataLoader& loader, int64_t batches);
+  void evaluate(const Evaluation& kind, data::DataLoader& loader, int64_t batches);
+  void evaluate_batch(const Evaluation& kind, Batch batch, int64_t batch_idx);
+  Batch transfer(Batch batch);
+
+  // state.cpp: checkpoints of a run
+  std::string resolve_checkpoint(const std::string& ckpt_path);
+  void load_to_resume(const std::string& ckpt_path);
+  void restore_modules();
+  void restore_training();
+  void restore_random_state();
+
+  // Calls a hook of every callback, then the module's, with log() set to the hook's rule.
+  template <class... CbArgs, class R, class... OwnArgs, class... Args>
+  R call(const Hook& hook, void (Callback::*of_callback)(Trainer&, TrainingModule&, CbArgs...),
+         R (TrainingModule::*of_module)(OwnArgs...), Args&&... args) {
+    enter(hook);
+    for (const auto& c : callbacks_) (c.get()->*of_callback)(*this, *model_, args...);
+    if constexpr (std::is_void_v<R>) {
+      (model_->*of_module)(args...);
+      leave();
+    } else {
+      R result = (model_->*of_module)(args...);
+      leave();
+      return result;
+    }
+  }
+  // One function of the module alone.
+  template <class R, class... OwnArgs, class... Args>
+  R call_own(const Hook& hook, R (TrainingModule::*of_module)(OwnArgs...), Args&&... args) {
+    enter(hook);
+    if constexpr (std::is_void_v<R>) {
+      (model_->*of_module)(args...);
+      leave();
+    } else {
+      R result = (model_->*of_module)(args...);
+      leave();
+      return result;
+    }
+  }
+  void enter(const Hook& hook) { metrics_.context.hook = hook; }
+  void leave() { metrics_.context.hook = Hook{"", LogRule::never}; }
+
+  TrainerOptions options_;
+  Held<Strategy> strategy_;
+  std::vector<Held<Logger>> loggers_;
+  std::vector<Held<Callback>> given_callbacks_;
+  std::optional<int64_t> max_epochs_;
+
+  // of the running (or last) run
+  Stage stage_ = Stage::none;
+  TrainingModule* model_ = nullptr;
+  Loaders loaders_;
+  std::vector<Held<Callback>> callbacks_;
+  MetricStore metrics_;
+  Metrics result_;  // of the last evaluation
+  std::vector<Tensor> predictions_;
+  std::vector<std::string> warnings_;
+  int64_t evaluation_batches_ = 0;
+
+  // of a fit
+  Progress progress_;
+  OptimizerConfig optimizer_;
+  int64_t train_batches_ = 0;
+  int64_t val_batches_ = 0;
+  int64_t val_every_batches_ = 0;
+  bool val_asked_ = false;
+  bool stepped_ = false;  // whether the running batch made an optimizer step
+  bool stop_requested_ = false;
+  std::string stop_reason_;
+  std::chrono::steady_clock::time_point clock_;
+  std::optional<Checkpoint> resume_;  // what is still to be restored from
+  std::string resume_path_;
+};
+
+// Makes an M from `args` and loads the weights of a checkpoint into it. M is a TrainingModule; what it
+// was made with stands in load_checkpoint(path).hyper_parameters, if it saved it.
+template <class M, class... Args>
+std::unique_ptr<M> load_from_checkpoint(const std::string& path, Args&&... args) {
+  const Checkpoint checkpoint = load_checkpoint(path);
+  auto model = std::make_unique<M>(std::forward<Args>(args)...);
+  model->on_load_checkpoint(checkpoint);
+  load_weights(*model, checkpoint, path);
+  return model;
+}
+
+}  // namespace cairn::trainer

@@ -1,0 +1,133 @@
+// `cairn info` and `cairn doctor`: what was built, and what the machine offers.
+#include <sys/sysinfo.h>
+
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+#include "cairn/tensor/device.h"
+#include "cairn/tensor/error.h"
+#include "cairn/tensor/parallel.h"
+#include "cli/verbs.h"
+#include "hwy/highway.h"
+
+namespace cairn::cli {
+namespace {
+
+// The flags of /proc/cpuinfo that decide how fast training is.
+constexpr std::array kFlags = {"sse4_2",      "avx",         "avx2",     "fma",      "f16c",
+                               "avx512f",     "avx512bw",    "avx512vl", "avx512_vnni",
+                               "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd",    "sve"};
+
+// The first value of a "name : value" line; "" where there is none.
+std::string cpuinfo(const std::string& name) {
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);) {
+    if (line.rfind(name, 0) != 0) continue;
+    const size_t colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    const size_t start = line.find_first_not_of(" \t", colon + 1);
+    return start == std::string::npos ? "" : line.substr(start);
+  }
+  return "";
+}
+
+std::string cpu_flags() {
+  const std::string x86 = cpuinfo("flags");
+  std::istringstream words(x86.empty() ? cpuinfo("Features") : x86);
+  std::vector<std::string> has;
+  for (std::string word; words >> word;) has.push_back(word);
+  std::string out;
+  for (const char* flag : kFlags)
+    if (std::find(has.begin(), has.end(), flag) != has.end())
+      out += (out.empty() ? "" : " ") + std::string(flag);
+  return out.empty() ? "unknown" : out;
+}
+
+// kB of a line of /proc/meminfo, or -1.
+int64_t meminfo(const std::string& name) {
+  std::ifstream in("/proc/meminfo");
+  for (std::string line; std::getline(in, line);)
+    if (line.rfind(name + ":", 0) == 0) return std::stoll(line.substr(name.size() + 1));
+  return -1;
+}
+
+std::string gib(int64_t kilobytes) {
+  if (kilobytes < 0) return "unknown";
+  const int64_t tenths = kilobytes * 10 / (1024 * 1024);
+  return cat(tenths / 10, ".", tenths % 10, " GiB");
+}
+
+std::string join(const std::vector<std::string>& words) {
+  std::string out;
+  for (const auto& word : words) out += (out.empty() ? "" : " ") + word;
+  return out;
+}
+
+// Highway calls AVX-512 "AVX3".
+std::vector<std::string> target_names(int64_t targets) {
+  std::vector<std::string> names;
+  for (int64_t bit = 1; bit > 0 && bit <= targets; bit <<= 1) {
+    if ((targets & bit) == 0) continue;
+    const std::string name = hwy::TargetName(bit);
+    names.push_back(name.rfind("AVX3", 0) == 0 ? "AVX-512" + name.substr(4) : name);
+  }
+  return names;
+}
+
+std::string data_place() {
+  const char* packaged = "/usr/share/datasets/fashion-mnist";
+  const std::string file = std::string(packaged) + "/train-images-idx3-ubyte.gz";
+  if (std::ifstream(file).good()) return cat("Fashion-MNIST in ", packaged);
+  return "Fashion-MNIST is not installed; training downloads it";
+}
+
+}  // namespace
+
+void print_line(const std::string& word, const std::string& text) {
+  std::cout << word << std::string(word.size() < 12 ? 12 - word.size() : 1, ' ') << text << "\n";
+}
+
+std::string compiler_and_build() {
+#if defined(__clang__)
+  const std::string compiler = cat("Clang ", __clang_major__, ".", __clang_minor__, ".",
+                                   __clang_patchlevel__);
+#else
+  const std::string compiler = cat("GCC ", __GNUC__, ".", __GNUC_MINOR__, ".",
+                                   __GNUC_PATCHLEVEL__);
+#endif
+  return compiler + ", " + CAIRN_BUILD_TYPE;
+}
+
+std::vector<std::string> compiled_targets() { return target_names(HWY_TARGETS); }
+std::vector<std::string> usable_targets() {
+  return target_names(HWY_TARGETS & hwy::SupportedTargets());
+}
+
+int info() {
+  print_line("version", CAIRN_VERSION);
+  print_line("compiler", compiler_and_build());
+  print_line("targets", join(compiled_targets()));
+  print_line("devices", has_backend(DeviceType::cuda) ? "cpu cuda" : "cpu");
+  return 0;
+}
+
+int doctor() {
+  print_line("cairn", cat(CAIRN_VERSION, ", ", compiler_and_build()));
+  const std::string name = cpuinfo("model name");
+  print_line("processor", name.empty() ? "unknown" : name);
+  print_line("features", cpu_flags());
+  const auto targets = usable_targets();
+  print_line("kernels", cat(targets.empty() ? "none fits" : targets.front(), ", chosen from ",
+                            join(compiled_targets())));
+  print_line("threads", cat(num_threads(), " of ", get_nprocs(), " processors"));
+  print_line("memory", cat(gib(meminfo("MemTotal")), ", ", gib(meminfo("MemAvailable")),
+                           " available"));
+  print_line("data", data_place());
+  print_line("GPU", has_backend(DeviceType::cuda) ? "usable" : "none in this build");
+  return targets.empty() ? 1 : 0;
+}
+
+}  // namespace cairn::cli

@@ -1,0 +1,245 @@
+// ResNet18 of the main job against PyTorch's: from formula-made weights and images to logits, every
+// gradient and buffer, and five steps of Adam. What the files hold: README.md.
+// Invariant: every stored number is compared; an f32 run with the truth (the f64 program on weights
+// that were rounded to f32), never with another program's f32.
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "cairn/autograd/engine.h"
+#include "cairn/autograd/ops/loss.h"
+#include "cairn/nn/models/resnet.h"
+#include "cairn/optim/adam.h"
+#include "cairn/tensor/factory.h"
+#include "cairn/tensor/raw.h"
+#include "tests/catch.h"
+#include "tests/parity/case.h"
+#include "tests/parity/formula.h"
+
+using namespace cairn;
+
+namespace {
+
+using Values = std::vector<double>;
+
+constexpr size_t kParameters = 62;
+constexpr size_t kBuffers = 60;
+constexpr size_t kSteps = 5;
+
+// All elements in row-major order.
+Values values_of(const Tensor& t) {
+  const Tensor flat = raw::contiguous(raw::to(t, DType::f64));
+  return {flat.data<double>(), flat.data<double>() + flat.numel()};
+}
+
+// The expectations for one dtype.
+class Expected {
+ public:
+  explicit Expected(DType dtype)
+      : tensors_(parity::load_tensors(dtype == DType::f64 ? "resnet18_f64.safetensors"
+                                                          : "resnet18_f32.safetensors")),
+        truth_(dtype == DType::f64 ? "" : "f64.") {}
+  Values operator[](const std::string& name) const { return values_of(tensors_.at(truth_ + name)); }
+  std::vector<int64_t> integers(const std::string& name) const {
+    const Tensor& t = tensors_.at(name);
+    return {t.data<int64_t>(), t.data<int64_t>() + t.numel()};
+  }
+  size_t buffer_count() const {
+    return static_cast<size_t>(std::count_if(tensors_.begin(), tensors_.end(), [](const auto& t) {
+      return t.first.starts_with("buffer.");
+    }));
+  }
+
+ private:
+  parity::Tensors tensors_;
+  std::string truth_;
+};
+
+// Where the stored numbers were made: the model's formula-made state, and eight images.
+struct Job {
+  explicit Job(DType dtype)
+      : model(nn::resnet18({.in_channels = 1, .num_classes = 10, .dtype = dtype})),
+        images(empty({8, 1, 28, 28}, {dtype})),
+        target(arange(0, 8)) {
+    int64_t place = 0;
+    for (const auto& [name, tensor] : model.state_dict())
+      fill(tensor, place++, parity::resnet_fill(name, tensor.shape()));
+    fill(images, parity::kImages, {std::sqrt(3.0), 0});
+  }
+
+  static void fill(const Tensor& t, int64_t number, parity::Fill how) {
+    Values v(static_cast<size_t>(t.numel()));
+    for (size_t i = 0; i < v.size(); ++i)
+      v[i] = how.scale == 0
+                 ? how.shift
+                 : parity::value(number, static_cast<int64_t>(i), how.scale, how.shift);
+    raw::copy_(t, from_values(v, t.shape()));
+  }
+
+  Tensor loss() { return cross_entropy(model(images), target); }
+
+  nn::ResNet model;
+  Tensor images, target;
+};
+
+double size_of(const Values& v) {
+  double largest = 0;
+  for (double x : v) largest = std::max(largest, std::abs(x));
+  return largest;
+}
+
+// The largest difference; a NaN is infinitely far away.
+double distance(const Values& got, const Values& wanted) {
+  REQUIRE(got.size() == wanted.size());
+  double worst = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double d = std::abs(got[i] - wanted[i]);
+    worst = std::max(worst, std::isnan(d) ? HUGE_VAL : d);
+  }
+  return worst;
+}
+double relative_distance(const Values& got, const Values& wanted) {
+  return distance(got, wanted) / size_of(wanted);
+}
+
+// The largest relative distance among rows of `width`, each over its own largest entry.
+double row_distance(const Values& got, const Values& wanted, int64_t width) {
+  REQUIRE(got.size() == wanted.size());
+  double worst = 0;
+  for (auto from = static_cast<std::ptrdiff_t>(0); from < std::ssize(got); from += width)
+    worst = std::max(worst, relative_distance({got.begin() + from, got.begin() + from + width},
+                                              {wanted.begin() + from, wanted.begin() + from + width}));
+  return worst;
+}
+
+// What is stored of a list of parameters or gradients: per tensor its norm, sum and 16 elements.
+struct Summary {
+  Values norms, sums, samples;
+};
+
+Summary summarise(const std::vector<Tensor>& tensors, const Expected& expected) {
+  REQUIRE(tensors.size() == kParameters);
+  const auto places = expected.integers("place");
+  const auto indices = expected.integers("index");
+  Summary out;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Values v = values_of(tensors[i]);
+    double squares = 0, sum = 0;
+    for (double x : v) {
+      squares += x * x;
+      sum += x;
+    }
+    out.norms.push_back(std::sqrt(squares));
+    out.sums.push_back(sum);
+    for (int64_t s = 0; s < parity::kSampleCount; ++s) {
+      const int64_t at = parity::sample_element(places[i], s, std::ssize(v));
+      // Else Cairn's parameter i is another tensor than PyTorch's.
+      REQUIRE(at == indices[i * parity::kSampleCount + static_cast<size_t>(s)]);
+      out.samples.push_back(v[static_cast<size_t>(at)]);
+    }
+  }
+  return out;
+}
+
+struct Tolerances {
+  // Relative: of a row of logits to its largest, of gradients to the tensor's largest sample (norms
+  // each to itself, sums to the largest sum, because they cancel), of a buffer to its largest.
+  double logits, gradients, buffers;
+  // After Adam: each loss relative to the first, norms each to itself, sums to the largest sum, a
+  // sample absolute (a step moves an entry by about the rate, 1e-3), logits to the largest of all.
+  double losses, norms, sums, samples, adam_logits;
+};
+constexpr Tolerances kF64{.logits = 1e-10, .gradients = 1e-10, .buffers = 1e-10, .losses = 1e-10,
+                          .norms = 1e-10, .sums = 1e-10, .samples = 1e-10, .adam_logits = 1e-10};
+constexpr Tolerances kF32{.logits = 1e-5, .gradients = 1e-4, .buffers = 1e-5, .losses = 3e-5,
+                          .norms = 3e-4, .sums = 3e-4, .samples = 4e-4, .adam_logits = 2e-2};
+
+Tolerances tolerances_of(DType dtype) { return dtype == DType::f64 ? kF64 : kF32; }
+
+void check_eval(DType dtype) {
+  const Expected expected(dtype);
+  Job job(dtype);
+  job.model.eval();
+  NoGrad no_grad;
+  const double d = row_distance(values_of(job.model(job.images)), expected["eval_logits"], 10);
+  WARN("eval logits " << d);
+  CHECK(d <= tolerances_of(dtype).logits);
+}
+
+void check_training_pass(DType dtype) {
+  const Expected expected(dtype);
+  const Tolerances t = tolerances_of(dtype);
+  Job job(dtype);
+  const Tensor logits = job.model(job.images);
+  const Tensor loss = cross_entropy(logits, job.target);
+  backward(loss);
+  WARN("logits " << row_distance(values_of(logits), expected["train_logits"], 10) << " loss "
+                 << relative_distance(values_of(loss), expected["loss"]));
+  CHECK(row_distance(values_of(logits), expected["train_logits"], 10) <= t.logits);
+  CHECK(relative_distance(values_of(loss), expected["loss"]) <= t.logits);
+
+  std::vector<Tensor> gradients;
+  for (const Tensor& p : job.model.parameters()) gradients.push_back(grad(p));
+  const Summary got = summarise(gradients, expected);
+  WARN("norm " << row_distance(got.norms, expected["grad.norm"], 1) << " sum "
+               << relative_distance(got.sums, expected["grad.sum"]) << " sample "
+               << row_distance(got.samples, expected["grad.sample"], 16));
+  CHECK(row_distance(got.norms, expected["grad.norm"], 1) <= t.gradients);
+  CHECK(relative_distance(got.sums, expected["grad.sum"]) <= t.gradients);
+  CHECK(row_distance(got.samples, expected["grad.sample"], parity::kSampleCount) <= t.gradients);
+
+  const auto buffers = job.model.named_buffers();
+  CHECK(buffers.size() == kBuffers);
+  CHECK(expected.buffer_count() == kBuffers);
+  double worst = 0;
+  for (const auto& [name, buffer] : buffers) {
+    INFO(name);
+    if (name.ends_with("num_batches_tracked")) {
+      CHECK(buffer.item<int64_t>() == expected.integers("buffer." + name)[0]);
+      continue;
+    }
+    const double d = relative_distance(values_of(buffer), expected["buffer." + name]);
+    worst = std::max(worst, d);
+    CHECK(d <= t.buffers);
+  }
+  WARN("buffers " << worst);
+}
+
+void check_adam(DType dtype) {
+  const Expected expected(dtype);
+  const Tolerances t = tolerances_of(dtype);
+  Job job(dtype);
+  const auto optimizer = optim::adam(job.model.parameters(), {.lr = 1e-3});
+  const Values losses = expected["adam.losses"];
+  REQUIRE(losses.size() == kSteps);
+  for (size_t step = 0; step < kSteps; ++step) {
+    INFO("step " << step);
+    optimizer->zero_grad();
+    const Tensor loss = job.loss();
+    backward(loss);
+    optimizer->step();
+    WARN("loss " << std::abs(loss.item() - losses[step]) / losses[0]);
+    CHECK(std::abs(loss.item() - losses[step]) <= t.losses * losses[0]);
+  }
+  const Summary got = summarise(job.model.parameters(), expected);
+  WARN("norm " << row_distance(got.norms, expected["adam.norm"], 1) << " sum "
+               << relative_distance(got.sums, expected["adam.sum"]) << " sample "
+               << distance(got.samples, expected["adam.sample"]));
+  CHECK(row_distance(got.norms, expected["adam.norm"], 1) <= t.norms);
+  CHECK(relative_distance(got.sums, expected["adam.sum"]) <= t.sums);
+  CHECK(distance(got.samples, expected["adam.sample"]) <= t.samples);
+  job.model.eval();
+  NoGrad no_grad;
+  WARN("logits " << relative_distance(values_of(job.model(job.images)), expected["adam.eval_logits"]));
+  CHECK(relative_distance(values_of(job.model(job.images)), expected["adam.eval_logits"]) <=
+        t.adam_logits);
+}
+
+}  // namespace
+
+TEST_CASE("parity: resnet18 evaluates as PyTorch's in f64") { check_eval(DType::f64); }
+TEST_CASE("parity: resnet18 evaluates as PyTorch's in f32") { check_eval(DType::f32); }
+TEST_CASE("parity: resnet18 has PyTorch's gradients in f64") { check_training_pass(DType::f64); }
+TEST_CASE("parity: resnet18 has PyTorch's gradients in f32") { check_training_pass(DType::f32); }
+TEST_CASE("parity: resnet18 learns as PyTorch's with Adam in f64") { check_adam(DType::f64); }
+TEST_CASE("parity: resnet18 learns as PyTorch's with Adam in f32") { check_adam(DType::f32); }
