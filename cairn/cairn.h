@@ -1,6 +1,6 @@
 // Everything a program that uses Cairn needs.
-// Invariant: every public header is here, folder by folder from left to right; no vendor header comes
-// along.
+// Invariant: every public header is here, folder by folder from left to right; no vendor header
+// comes along.
 #pragma once
 
 #include "cairn/tensor/allocator.h"
@@ -64,6 +64,8 @@
 #include "cairn/data/transform.h"
 
 #include "cairn/trainer/callback.h"
+#include "cairn/trainer/callbacks/early_stopping.h"
+#include "cairn/trainer/callbacks/learning_rate_monitor.h"
 #include "cairn/trainer/callbacks/model_checkpoint.h"
 #include "cairn/trainer/callbacks/progress_bar.h"
 #include "cairn/trainer/checkpoint.h"

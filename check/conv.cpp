@@ -87,29 +87,45 @@ std::vector<Case> conv_cases() {
 std::vector<ErrorCase> conv_errors() {
   const Tensor x = zeros({2, 4, 5, 5}), w = zeros({6, 4, 3, 3});
   return {
-      {[=] { conv2d(zeros({4, 5, 5}), w); },
+      {[=] {
+         conv2d(zeros({4, 5, 5}), w);
+       },
        "conv2d: input must be 4-d [N, C, H, W], got [4, 5, 5]"},
-      {[=] { conv2d(x, zeros({6, 4, 3})); },
+      {[=] {
+         conv2d(x, zeros({6, 4, 3}));
+       },
        "conv2d: weight must be 4-d [O, C / groups, KH, KW], got [6, 4, 3]"},
-      {[=] { conv2d(zeros({2, 4, 5, 5}, {DType::i64}), w); },
+      {[=] {
+         conv2d(zeros({2, 4, 5, 5}, {DType::i64}), w);
+       },
        "conv2d: input must be floating, got i64"},
-      {[=] { conv2d(x, zeros({6, 4, 3, 3}, {DType::f64})); },
+      {[=] {
+         conv2d(x, zeros({6, 4, 3, 3}, {DType::f64}));
+       },
        "conv2d: weight must be f32 like the input, got f64"},
-      {[=] { conv2d(x, zeros({6, 3, 3, 3})); },
+      {[=] {
+         conv2d(x, zeros({6, 3, 3, 3}));
+       },
        "conv2d: input must have 3 channels for weight [6, 3, 3, 3] and groups 1, got 4"},
       {[=] { conv2d(x, w, {}, {.groups = 3}); },
        "conv2d: input channels must divide by groups 3, got 4"},
-      {[=] { conv2d(x, zeros({5, 2, 3, 3}), {}, {.groups = 2}); },
+      {[=] {
+         conv2d(x, zeros({5, 2, 3, 3}), {}, {.groups = 2});
+       },
        "conv2d: output channels must divide by groups 2, got 5"},
       {[=] { conv2d(x, w, {}, {.groups = 0}); }, "conv2d: groups must be at least 1, got 0"},
       {[=] { conv2d(x, w, zeros({4})); }, "conv2d: bias must be of shape [6], got [4]"},
       {[=] { conv2d(x, w, zeros({6}, {DType::bf16})); },
        "conv2d: bias must be f32 like the input, got bf16"},
       {[=] { conv2d(x, w, {}, {.stride = 0}); }, "conv2d: stride must be at least 1, got 0"},
-      {[=] { conv2d(x, w, {}, {.dilation = {1, 0}}); },
+      {[=] {
+         conv2d(x, w, {}, {.dilation = {1, 0}});
+       },
        "conv2d: dilation must be at least 1, got 0"},
       {[=] { conv2d(x, w, {}, {.padding = -1}); }, "conv2d: padding must not be negative, got -1"},
-      {[=] { conv2d(x, w, {}, {.dilation = {3, 1}}); },
+      {[=] {
+         conv2d(x, w, {}, {.dilation = {3, 1}});
+       },
        "conv2d: padded input height must be at least the kernel's extent 7, got 5"},
   };
 }

@@ -47,12 +47,12 @@ std::vector<Case> unary_cases(std::function<Tensor(const Tensor&)> op,
   };
   cases.back().numeric_gradient = false;  // 69,009 steps; the small cases check the rule
   if (d.special) {
-    cases.push_back(unary_case(
-        "special values",
-        from_values(std::vector<double>{0, -0.0, 1, -1, 0.5, 2.5, -2.5, 1e-5, 80, -80, kInfinity,
-                                        -kInfinity, kNan},
-                    {13}),
-        op, reference));
+    cases.push_back(
+        unary_case("special values",
+                   from_values(std::vector<double>{0, -0.0, 1, -1, 0.5, 2.5, -2.5, 1e-5, 80, -80,
+                                                   kInfinity, -kInfinity, kNan},
+                               {13}),
+                   op, reference));
     cases.back().differentiable = false;
   }
   return cases;
@@ -102,35 +102,37 @@ const Register unary_ops[] = {
 };
 // clang-format on
 
-// --- unary with attributes -----------------------------------------------------------------------------
+// --- unary with attributes
+// -----------------------------------------------------------------------------
 
 const Register leaky_relu_entry{{.op = "leaky_relu",
                                  .family = "elementwise",
-                                 .cases = [] {
-                                   auto cases = unary_cases(
-                                       [](const Tensor& x) { return leaky_relu(x); },
-                                       [](double x) { return x > 0 ? x : x * 0.01; }, {});
-                                   cases.push_back(unary_case(
-                                       "slope 0.25", values_in({4, 7}, 8, -2, 2),
-                                       [](const Tensor& x) { return leaky_relu(x, 0.25); },
-                                       [](double x) { return x > 0 ? x : x * 0.25; }));
-                                   return cases;
-                                 },
+                                 .cases =
+                                     [] {
+                                       auto cases = unary_cases(
+                                           [](const Tensor& x) { return leaky_relu(x); },
+                                           [](double x) { return x > 0 ? x : x * 0.01; }, {});
+                                       cases.push_back(unary_case(
+                                           "slope 0.25", values_in({4, 7}, 8, -2, 2),
+                                           [](const Tensor& x) { return leaky_relu(x, 0.25); },
+                                           [](double x) { return x > 0 ? x : x * 0.25; }));
+                                       return cases;
+                                     },
                                  .errors = {}}};
 
-const Register gelu_entry{{.op = "gelu",
-                           .family = "elementwise",
-                           .cases = [] {
-                             auto cases = unary_cases([](const Tensor& x) { return gelu(x); },
-                                                      [](double x) { return x * cdf_of(x); },
-                                                      {-4, 4, false});
-                             cases.push_back(unary_case(
-                                 "tanh", values_in({4, 37}, 8, -4, 4),
-                                 [](const Tensor& x) { return gelu(x, GeluApproximate::tanh); },
-                                 gelu_tanh_of));
-                             return cases;
-                           },
-                           .errors = {}}};
+const Register gelu_entry{
+    {.op = "gelu",
+     .family = "elementwise",
+     .cases =
+         [] {
+           auto cases = unary_cases([](const Tensor& x) { return gelu(x); },
+                                    [](double x) { return x * cdf_of(x); }, {-4, 4, false});
+           cases.push_back(unary_case(
+               "tanh", values_in({4, 37}, 8, -4, 4),
+               [](const Tensor& x) { return gelu(x, GeluApproximate::tanh); }, gelu_tanh_of));
+           return cases;
+         },
+     .errors = {}}};
 
 Case clamp_case(const char* name, const Tensor& x, std::optional<double> min,
                 std::optional<double> max) {
@@ -149,26 +151,26 @@ const Register clamp_entry{
      .cases =
          [] {
            const Tensor x = values_in({3, 41}, 1, -2, 2);
-           std::vector<Case> cases{clamp_case("both", x, -0.5, 0.75),
-                                   clamp_case("min only", x, -0.5, {}),
-                                   clamp_case("max only", x, {}, 0.75),
-                                   clamp_case("crossed: max wins", x, 1, -1),
-                                   clamp_case("size 0", values({0}, 2), 0, 1),
-                                   clamp_case("NaN and infinities",
-                                              from_values(std::vector<double>{kNan, kInfinity,
-                                                                              -kInfinity, 0},
-                                                          {4}),
-                                              -0.5, 1)};
+           std::vector<Case> cases{
+               clamp_case("both", x, -0.5, 0.75),
+               clamp_case("min only", x, -0.5, {}),
+               clamp_case("max only", x, {}, 0.75),
+               clamp_case("crossed: max wins", x, 1, -1),
+               clamp_case("size 0", values({0}, 2), 0, 1),
+               clamp_case("NaN and infinities",
+                          from_values(std::vector<double>{kNan, kInfinity, -kInfinity, 0}, {4}),
+                          -0.5, 1)};
            cases.back().differentiable = false;
            return cases;
          },
      .errors =
          [] {
-           return std::vector<ErrorCase>{{[] { clamp(zeros({2}), {}, {}); },
-                                          "clamp: min or max must be given"}};
+           return std::vector<ErrorCase>{
+               {[] { clamp(zeros({2}), {}, {}); }, "clamp: min or max must be given"}};
          }}};
 
-// --- binary ------------------------------------------------------------------------------------------------
+// --- binary
+// ------------------------------------------------------------------------------------------------
 
 using BinaryOp = Tensor (*)(const Tensor&, const Tensor&);
 
@@ -218,7 +220,9 @@ Case number_case(const char* name, Scalars op, std::function<double(double)> ref
 }
 
 std::vector<ErrorCase> binary_errors(const char* name, BinaryOp op) {
-  return {{[=] { op(zeros({2, 3}), zeros({4})); },
+  return {{[=] {
+             op(zeros({2, 3}), zeros({4}));
+           },
            std::string(name) + ": shapes must broadcast, got [2, 3] and [4]"},
           {[=] { op(Tensor{}, zeros({4})); },
            std::string(name) + ": input must be defined, got an undefined tensor"}};
@@ -244,18 +248,18 @@ double floor_mod(double a, double b) {
 }
 
 std::vector<Case> add_numbers() {
-  return {number_case(
-              "number", [](const Tensor& x) { return x + 1.5; }, [](double x) { return x + 1.5; }),
-          number_case(
-              "whole number", [](const Tensor& x) { return 2 + x; },
-              [](double x) { return x + 2; })};
+  return {
+      number_case(
+          "number", [](const Tensor& x) { return x + 1.5; }, [](double x) { return x + 1.5; }),
+      number_case(
+          "whole number", [](const Tensor& x) { return 2 + x; }, [](double x) { return x + 2; })};
 }
 std::vector<Case> sub_numbers() {
-  return {number_case(
-              "number", [](const Tensor& x) { return x - 1.5; }, [](double x) { return x - 1.5; }),
-          number_case(
-              "from a number", [](const Tensor& x) { return 2 - x; },
-              [](double x) { return 2 - x; })};
+  return {
+      number_case(
+          "number", [](const Tensor& x) { return x - 1.5; }, [](double x) { return x - 1.5; }),
+      number_case(
+          "from a number", [](const Tensor& x) { return 2 - x; }, [](double x) { return 2 - x; })};
 }
 std::vector<Case> mul_numbers() {
   return {number_case(
@@ -281,12 +285,17 @@ std::vector<Case> pow_numbers() {
 }
 
 const Register binary_ops[] = {
-    binary("add", add, [](double a, double b) { return a + b; }, {}, add_numbers),
-    binary("sub", sub, [](double a, double b) { return a - b; }, {}, sub_numbers),
-    binary("mul", mul, [](double a, double b) { return a * b; }, {}, mul_numbers),
-    binary("div", div, [](double a, double b) { return a / b; }, {-2, 2, 0.5, 2}, div_numbers),
-    binary("pow", pow, [](double a, double b) { return std::pow(a, b); }, {0.3, 2, -2, 2},
-           pow_numbers),
+    binary(
+        "add", add, [](double a, double b) { return a + b; }, {}, add_numbers),
+    binary(
+        "sub", sub, [](double a, double b) { return a - b; }, {}, sub_numbers),
+    binary(
+        "mul", mul, [](double a, double b) { return a * b; }, {}, mul_numbers),
+    binary(
+        "div", div, [](double a, double b) { return a / b; }, {-2, 2, 0.5, 2}, div_numbers),
+    binary(
+        "pow", pow, [](double a, double b) { return std::pow(a, b); }, {0.3, 2, -2, 2},
+        pow_numbers),
     binary("maximum", maximum, [](double a, double b) { return std::max(a, b); }, {}),
     binary("minimum", minimum, [](double a, double b) { return std::min(a, b); }, {}),
 };
@@ -320,8 +329,8 @@ const Register floor_divide_entry{
      .family = "elementwise",
      .cases =
          [] {
-           auto cases = division_cases(
-               floor_divide, [](double a, double b) { return std::floor(a / b); });
+           auto cases =
+               division_cases(floor_divide, [](double a, double b) { return std::floor(a / b); });
            for (Case& c : cases) c.differentiable = false;
            return cases;
          },
@@ -333,13 +342,14 @@ const Register floor_divide_entry{
            return errors;
          }}};
 
-// --- comparison, logic, choice ---------------------------------------------------------------------------
+// --- comparison, logic, choice
+// ---------------------------------------------------------------------------
 
 std::vector<Case> compare_cases(BinaryOp op, bool (*reference)(double, double)) {
-  const Tensor special_a = from_values(
-      std::vector<double>{1, 2, kNan, kInfinity, -0.0, 1, kNan, -kInfinity}, {8});
-  const Tensor special_b = from_values(
-      std::vector<double>{1, 1, kNan, kInfinity, 0, kNan, 1, kInfinity}, {8});
+  const Tensor special_a =
+      from_values(std::vector<double>{1, 2, kNan, kInfinity, -0.0, 1, kNan, -kInfinity}, {8});
+  const Tensor special_b =
+      from_values(std::vector<double>{1, 1, kNan, kInfinity, 0, kNan, 1, kInfinity}, {8});
   const auto coarse = [](const Shape& shape, uint64_t seed) {  // with equal pairs among them
     return mapped(values(shape, seed), [](double v) { return std::round(v * 3); });
   };
@@ -433,11 +443,10 @@ const Register where_entry{
          },
      .errors =
          [] {
-           return std::vector<ErrorCase>{
-               {[] { where(zeros({2}), zeros({2}), zeros({2})); },
-                "where: condition must be bool, got f32"},
-               {[] { where(mask_of({2}, 1), zeros({3}), zeros({3})); },
-                "where: shapes must broadcast, got [3] and [2]"}};
+           return std::vector<ErrorCase>{{[] { where(zeros({2}), zeros({2}), zeros({2})); },
+                                          "where: condition must be bool, got f32"},
+                                         {[] { where(mask_of({2}, 1), zeros({3}), zeros({3})); },
+                                          "where: shapes must broadcast, got [3] and [2]"}};
          }}};
 
 const Register masked_fill_entry{
@@ -445,8 +454,8 @@ const Register masked_fill_entry{
      .family = "elementwise",
      .cases =
          [] {
-           const Shape shapes[][2] = {{{3, 41}, {3, 41}}, {{3, 41}, {41}}, {{3, 1}, {4}},
-                                      {{}, {}},           {{0}, {1}}};
+           const Shape shapes[][2] = {
+               {{3, 41}, {3, 41}}, {{3, 41}, {41}}, {{3, 1}, {4}}, {{}, {}}, {{0}, {1}}};
            std::vector<Case> cases;
            for (const auto& s : shapes) {
              Case c;

@@ -46,7 +46,9 @@ std::vector<Case> embedding_cases() {
 std::vector<ErrorCase> embedding_errors() {
   const Tensor w = zeros({5, 3});
   return {
-      {[=] { embedding(w, from_values<int64_t>({0, 5}, {2})); },
+      {[=] {
+         embedding(w, from_values<int64_t>({0, 5}, {2}));
+       },
        "embedding: index must be in [0, 5), got 5 at position 1"},
       {[=] { embedding(w, from_values<int64_t>({-1}, {1})); },
        "embedding: index must be in [0, 5), got -1 at position 0"},
@@ -101,8 +103,10 @@ std::vector<ErrorCase> dropout_errors() {
   };
 }
 
-const Register embedding_entry{
-    {.op = "embedding", .family = "embedding", .cases = embedding_cases, .errors = embedding_errors}};
+const Register embedding_entry{{.op = "embedding",
+                                .family = "embedding",
+                                .cases = embedding_cases,
+                                .errors = embedding_errors}};
 const Register dropout_entry{
     {.op = "dropout", .family = "embedding", .cases = dropout_cases, .errors = dropout_errors}};
 

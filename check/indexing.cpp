@@ -20,7 +20,8 @@ Tensor some_indices(const Shape& shape, int64_t size, uint64_t seed) {
   const Tensor v = values(shape, seed);
   Tensor out = empty(shape, {DType::i64});
   for (int64_t i = 0; i < v.numel(); ++i)
-    out.data<int64_t>()[i] = static_cast<int64_t>((v.data<double>()[i] + 1) / 2 * static_cast<double>(size));
+    out.data<int64_t>()[i] =
+        static_cast<int64_t>((v.data<double>()[i] + 1) / 2 * static_cast<double>(size));
   return out;
 }
 
@@ -36,8 +37,8 @@ Case pick_case(const char* name, const Shape& shape, int64_t dim, const Tensor& 
     Tensor y = empty(result, {DType::f64});
     for_each_index(result, [&](const Shape& i) {
       Shape from = i;
-      from[d] = in[1].dtype() == DType::i64 ? in[1].data<int64_t>()[i[d]]
-                                            : in[1].data<int32_t>()[i[d]];
+      from[d] =
+          in[1].dtype() == DType::i64 ? in[1].data<int64_t>()[i[d]] : in[1].data<int32_t>()[i[d]];
       at(y, i) = at(in[0], from);
     });
     return y;
@@ -64,13 +65,19 @@ const Register index_select_entry{
      .errors =
          [] {
            return std::vector<ErrorCase>{
-               {[] { index_select(zeros({5, 2}), 0, indices({0, 1, 7}, {3})); },
+               {[] {
+                  index_select(zeros({5, 2}), 0, indices({0, 1, 7}, {3}));
+                },
                 "index_select: index must be in [0, 5), got 7 at position 2"},
-               {[] { index_select(zeros({5, 2}), 0, indices({0, -1}, {2})); },
+               {[] {
+                  index_select(zeros({5, 2}), 0, indices({0, -1}, {2}));
+                },
                 "index_select: index must be in [0, 5), got -1 at position 1"},
                {[] { index_select(zeros({5}), 0, zeros({2})); },
                 "index_select: index must be i64 or i32, got f32"},
-               {[] { index_select(zeros({5}), 0, indices({0, 1}, {1, 2})); },
+               {[] {
+                  index_select(zeros({5}), 0, indices({0, 1}, {1, 2}));
+                },
                 "index_select: index must be 1-d, got shape [1, 2]"}};
          }}};
 
@@ -109,13 +116,21 @@ const Register gather_entry{
      .errors =
          [] {
            return std::vector<ErrorCase>{
-               {[] { gather(zeros({2, 3}), 1, indices({0, 3}, {2, 1})); },
+               {[] {
+                  gather(zeros({2, 3}), 1, indices({0, 3}, {2, 1}));
+                },
                 "gather: index must be in [0, 3), got 3 at position [1, 0]"},
-               {[] { gather(zeros({2, 3}), 1, indices({0, 1}, {2})); },
+               {[] {
+                  gather(zeros({2, 3}), 1, indices({0, 1}, {2}));
+                },
                 "gather: index must have 2 dimensions as the input has, got 1"},
-               {[] { gather(zeros({2, 3}), 1, indices({0, 1, 2}, {3, 1})); },
+               {[] {
+                  gather(zeros({2, 3}), 1, indices({0, 1, 2}, {3, 1}));
+                },
                 "gather: index must not be larger than the input in dimension 0, got 3 and 2"},
-               {[] { gather(zeros({2, 3}), 1, zeros({2, 1})); },
+               {[] {
+                  gather(zeros({2, 3}), 1, zeros({2, 1}));
+                },
                 "gather: index must be i64, got f32"}};
          }}};
 
@@ -154,15 +169,22 @@ const Register scatter_add_entry{
      .errors =
          [] {
            return std::vector<ErrorCase>{
-               {[] { scatter_add(zeros({2, 3}), 1, indices({5}, {1, 1}), zeros({1, 1})); },
+               {[] {
+                  scatter_add(zeros({2, 3}), 1, indices({5}, {1, 1}), zeros({1, 1}));
+                },
                 "scatter_add: index must be in [0, 3), got 5 at position [0, 0]"},
-               {[] { scatter_add(zeros({2, 3}), 1, indices({0}, {1, 1}), zeros({1, 1}, {DType::f64})); },
+               {[] {
+                  scatter_add(zeros({2, 3}), 1, indices({0}, {1, 1}), zeros({1, 1}, {DType::f64}));
+                },
                 "scatter_add: src must be f32 as the input, got f64"},
-               {[] { scatter_add(zeros({2, 3}), 1, indices({0, 0}, {1, 2}), zeros({1, 1})); },
+               {[] {
+                  scatter_add(zeros({2, 3}), 1, indices({0, 0}, {1, 2}), zeros({1, 1}));
+                },
                 "scatter_add: index must not be larger than src in dimension 1, got 2 and 1"}};
          }}};
 
-// --- sorting -----------------------------------------------------------------------------------------------
+// --- sorting
+// -----------------------------------------------------------------------------------------------
 
 // Positions of a line in order: NaN is the largest, ties by position.
 std::vector<size_t> order_of(const std::vector<double>& v, bool descending) {
@@ -193,13 +215,15 @@ Case sort_case(const SortPlan& p, Wanted wanted) {
   c.name = p.name;
   c.inputs = {p.x};
   c.op = [p, wanted](Inputs in) {
-    const auto [v, i] = p.k < 0 ? sort(in[0], p.dim, p.descending)
-                                : topk(in[0], p.k, p.dim, p.descending);
+    const auto [v, i] =
+        p.k < 0 ? sort(in[0], p.dim, p.descending) : topk(in[0], p.k, p.dim, p.descending);
     return wanted == Wanted::values ? v : i;
   };
   c.reference = [p, wanted](Inputs in) {
     const Tensor& x = in[0];
-    if (x.dim() == 0) return wanted == Wanted::values ? mapped(x, [](double v) { return v; }) : zeros({}, {DType::f64});
+    if (x.dim() == 0)
+      return wanted == Wanted::values ? mapped(x, [](double v) { return v; })
+                                      : zeros({}, {DType::f64});
     const auto d = static_cast<size_t>(p.dim < 0 ? p.dim + x.dim() : p.dim);
     Shape result = x.shape();
     if (p.k >= 0) result[d] = p.k;
@@ -273,11 +297,14 @@ const Register topk_entry{
          },
      .errors =
          [] {
-           return std::vector<ErrorCase>{
-               {[] { topk(zeros({2, 3}), 4); }, "topk: k must be in [0, 3], got 4"}};
+           return std::vector<ErrorCase>{{[] {
+                                            topk(zeros({2, 3}), 4);
+                                          },
+                                          "topk: k must be in [0, 3], got 4"}};
          }}};
 
-// --- triangles ---------------------------------------------------------------------------------------------
+// --- triangles
+// ---------------------------------------------------------------------------------------------
 
 Case triangle_case(const Shape& shape, int64_t diagonal, bool upper) {
   Case c;

@@ -211,23 +211,37 @@ std::vector<ErrorCase> cross_entropy_errors() {
     return from_values(t, {static_cast<int64_t>(t.size())});
   };
   return {
-      {[=] { cross_entropy(x, classes({0, 1, 2, 10})); },
+      {[=] {
+         cross_entropy(x, classes({0, 1, 2, 10}));
+       },
        "cross_entropy: target must be in [0, 10), got 10 at position 3"},
-      {[=] { cross_entropy(x, classes({0, -1, 2, 10})); },
+      {[=] {
+         cross_entropy(x, classes({0, -1, 2, 10}));
+       },
        "cross_entropy: target must be in [0, 10), got -1 at position 1"},
-      {[=] { cross_entropy(x, classes({0, 1, 2})); },
+      {[=] {
+         cross_entropy(x, classes({0, 1, 2}));
+       },
        "cross_entropy: target must be of shape [4], got [3]"},
-      {[=] { cross_entropy(x, zeros({4, 9})); },
+      {[=] {
+         cross_entropy(x, zeros({4, 9}));
+       },
        "cross_entropy: target probabilities must be f32 [4, 10], got f32 [4, 9]"},
       {[=] { cross_entropy(x, zeros({4}, {DType::boolean})); },
        "cross_entropy: target must be i64, i32 or u8 class indices, got bool"},
-      {[=] { cross_entropy(zeros({4, 10}, {DType::i64}), classes({0, 1, 2, 3})); },
+      {[=] {
+         cross_entropy(zeros({4, 10}, {DType::i64}), classes({0, 1, 2, 3}));
+       },
        "cross_entropy: logits must be floating, got i64"},
       {[=] { cross_entropy(zeros({}), classes({0})); },
        "cross_entropy: logits must be [C], [N, C] or [N, C, d1, ...], got []"},
-      {[=] { cross_entropy(x, classes({0, 1, 2, 3}), {.weight = ones({9})}); },
+      {[=] {
+         cross_entropy(x, classes({0, 1, 2, 3}), {.weight = ones({9})});
+       },
        "cross_entropy: weight must be of shape [10], got [9]"},
-      {[=] { cross_entropy(x, classes({0, 1, 2, 3}), {.weight = {}, .label_smoothing = 1.5}); },
+      {[=] {
+         cross_entropy(x, classes({0, 1, 2, 3}), {.weight = {}, .label_smoothing = 1.5});
+       },
        "cross_entropy: label_smoothing must be in [0, 1], got 1.5"},
   };
 }
@@ -240,11 +254,17 @@ std::vector<Case> nll_cases() {
 
 std::vector<ErrorCase> nll_errors() {
   return {
-      {[] { nll_loss(zeros({2, 3}), from_values<int64_t>({0, 3}, {2})); },
+      {[] {
+         nll_loss(zeros({2, 3}), from_values<int64_t>({0, 3}, {2}));
+       },
        "nll_loss: target must be in [0, 3), got 3 at position 1"},
-      {[] { nll_loss(zeros({2, 3}), zeros({2})); },
+      {[] {
+         nll_loss(zeros({2, 3}), zeros({2}));
+       },
        "nll_loss: target must be i64, i32 or u8 class indices, got f32"},
-      {[] { nll_loss(zeros({2, 0}), from_values<int64_t>({0, 1}, {2})); },
+      {[] {
+         nll_loss(zeros({2, 0}), from_values<int64_t>({0, 1}, {2}));
+       },
        "nll_loss: log_probs must have at least 1 class, got [2, 0]"},
   };
 }
@@ -259,8 +279,8 @@ Case mse_case(const char* name, const Shape& a, const Shape& b, Reduction reduct
     const Shape shape = broadcast_shapes(in[0].shape(), in[1].shape(), "mse_loss");
     std::vector<double> losses, ones;
     for (int64_t i = 0; i < numel_of(shape); ++i) {
-      const double d = in[0].data<double>()[i % in[0].numel()] -
-                       in[1].data<double>()[i % in[1].numel()];
+      const double d =
+          in[0].data<double>()[i % in[0].numel()] - in[1].data<double>()[i % in[1].numel()];
       losses.push_back(d * d);
       ones.push_back(1);
     }
@@ -289,7 +309,9 @@ std::vector<Case> mse_cases() {
 
 std::vector<ErrorCase> mse_errors() {
   return {
-      {[] { mse_loss(zeros({2, 3}), zeros({2, 4})); },
+      {[] {
+         mse_loss(zeros({2, 3}), zeros({2, 4}));
+       },
        "mse_loss: shapes must broadcast, got [2, 3] and [2, 4]"},
       {[] { mse_loss(zeros({2}), zeros({2}, {DType::f64})); },
        "mse_loss: target must be f32 like the input, got f64"},
@@ -321,9 +343,9 @@ Case bce_case(const char* name, const Shape& shape, bool weighted, bool pos_weig
       const auto log_sigmoid = [](double v) {
         return v < 0 ? v - std::log1p(std::exp(v)) : -std::log1p(std::exp(-v));
       };
-      losses.push_back(-weight_of(at(in, false), i % last) *
-                       (weight_of(at(in, true), i % last) * t * log_sigmoid(x) +
-                        (1 - t) * log_sigmoid(-x)));
+      losses.push_back(
+          -weight_of(at(in, false), i % last) *
+          (weight_of(at(in, true), i % last) * t * log_sigmoid(x) + (1 - t) * log_sigmoid(-x)));
       ones.push_back(1);
     }
     return reduced(losses, ones, shape, reduction);
@@ -349,9 +371,14 @@ std::vector<Case> bce_cases() {
 
 std::vector<ErrorCase> bce_errors() {
   return {
-      {[] { binary_cross_entropy_with_logits(zeros({2, 3}), zeros({3})); },
+      {[] {
+         binary_cross_entropy_with_logits(zeros({2, 3}), zeros({3}));
+       },
        "binary_cross_entropy_with_logits: target must be of shape [2, 3], got [3]"},
-      {[] { binary_cross_entropy_with_logits(zeros({2}), zeros({2}), {.weight = ones({3, 2}), .pos_weight = {}}); },
+      {[] {
+         binary_cross_entropy_with_logits(zeros({2}), zeros({2}),
+                                          {.weight = ones({3, 2}), .pos_weight = {}});
+       },
        "binary_cross_entropy_with_logits: weight must broadcast to [2], got [3, 2]"},
       {[] { binary_cross_entropy_with_logits(zeros({2}), zeros({2}, {DType::i64})); },
        "binary_cross_entropy_with_logits: target must be f32 like the input, got i64"},

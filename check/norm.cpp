@@ -126,8 +126,8 @@ std::vector<Case> batch_norm_cases() {
   std::vector<Case> cases;
   for (const BatchNormCase& b : list) cases.push_back(make_case(b));
   // Far from zero the spread survives in f64 and f32; bf16 has no digits left for it.
-  Case far = make_case(
-      {"training, mean 1000 and spread 0.01", {16, 2, 8, 8}, train, true, 0.017, 1000});
+  Case far =
+      make_case({"training, mean 1000 and spread 0.01", {16, 2, 8, 8}, train, true, 0.017, 1000});
   // A step of 1e-6 is large beside the spread: the rule is checked by the other cases.
   far.numeric_gradient = false;
   // A mean of 1000 is rounded to 1e-13 in f64, which is 1e-11 of the spread. (What f32 keeps is
@@ -168,13 +168,17 @@ std::vector<ErrorCase> batch_norm_errors() {
   return {
       {[=] { batch_norm(zeros({3}), v, v, v, v, {}); },
        "batch_norm: input must be 2-d to 4-d [N, C, ...], got [3]"},
-      {[=] { batch_norm(zeros({2, 3}, {DType::i64}), v, v, v, v, {}); },
+      {[=] {
+         batch_norm(zeros({2, 3}, {DType::i64}), v, v, v, v, {});
+       },
        "batch_norm: input must be floating, got i64"},
       {[=] { batch_norm(x, {}, {}, v, v, {}); },
        "batch_norm: running_mean and running_var must be defined when not training, got none"},
       {[=] { batch_norm(x, v, {}, v, v, train); },
        "batch_norm: running_mean and running_var must be given together, got only running_mean"},
-      {[=] { batch_norm(zeros({1, 3, 1, 1}), v, v, v, v, train); },
+      {[=] {
+         batch_norm(zeros({1, 3, 1, 1}), v, v, v, v, train);
+       },
        "batch_norm: input must have more than 1 value per channel when training, got [1, 3, 1, 1]"},
       {[=] { batch_norm(x, v, v, ones({4}), v, train); },
        "batch_norm: weight must be of shape [3], got [4]"},
@@ -190,9 +194,13 @@ std::vector<ErrorCase> batch_norm_errors() {
 std::vector<ErrorCase> batch_norm_relu_errors() {
   const Tensor x = zeros({2, 3, 4, 4}), v = ones({3});
   return {
-      {[=] { batch_norm_relu(x, zeros({2, 3, 4, 5}), v, v, v, v, {}); },
+      {[=] {
+         batch_norm_relu(x, zeros({2, 3, 4, 5}), v, v, v, v, {});
+       },
        "batch_norm_relu: residual must be of shape [2, 3, 4, 4], got [2, 3, 4, 5]"},
-      {[=] { batch_norm_relu(x, zeros({2, 3, 4, 4}, {DType::f64}), v, v, v, v, {}); },
+      {[=] {
+         batch_norm_relu(x, zeros({2, 3, 4, 4}, {DType::f64}), v, v, v, v, {});
+       },
        "batch_norm_relu: residual must be f32, got f64"},
   };
 }
@@ -264,18 +272,14 @@ std::vector<ErrorCase> layer_norm_errors() {
   };
 }
 
-const Register batch_norm_entry{{.op = "batch_norm",
-                                 .family = "norm",
-                                 .cases = batch_norm_cases,
-                                 .errors = batch_norm_errors}};
+const Register batch_norm_entry{
+    {.op = "batch_norm", .family = "norm", .cases = batch_norm_cases, .errors = batch_norm_errors}};
 const Register batch_norm_relu_entry{{.op = "batch_norm_relu",
                                       .family = "norm",
                                       .cases = batch_norm_relu_cases,
                                       .errors = batch_norm_relu_errors}};
-const Register layer_norm_entry{{.op = "layer_norm",
-                                 .family = "norm",
-                                 .cases = layer_norm_cases,
-                                 .errors = layer_norm_errors}};
+const Register layer_norm_entry{
+    {.op = "layer_norm", .family = "norm", .cases = layer_norm_cases, .errors = layer_norm_errors}};
 
 }  // namespace
 }  // namespace cairn::check_table

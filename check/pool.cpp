@@ -18,8 +18,8 @@ template <class Pixel>
 Tensor over_planes(const Tensor& x, int64_t oh, int64_t ow, Pixel&& pixel) {
   Tensor y = empty({x.size(0), x.size(1), oh, ow}, {DType::f64});
   for (int64_t i = 0; i < y.numel(); ++i)
-    y.data<double>()[i] = pixel(x.data<double>() + i / (oh * ow) * x.size(2) * x.size(3),
-                                i / ow % oh, i % ow);
+    y.data<double>()[i] =
+        pixel(x.data<double>() + i / (oh * ow) * x.size(2) * x.size(3), i / ow % oh, i % ow);
   return y;
 }
 
@@ -59,8 +59,7 @@ Case max_case(const char* name, const Tensor& x, const MaxPool2dOptions& options
 // Values of few kinds, so that maxima tie; no derivative by differences there.
 Case tied_case(const char* name, const Shape& shape, const MaxPool2dOptions& options) {
   Tensor x = values(shape, 3);
-  for (int64_t i = 0; i < x.numel(); ++i)
-    x.data<double>()[i] = std::floor(x.data<double>()[i] * 2);
+  for (int64_t i = 0; i < x.numel(); ++i) x.data<double>()[i] = std::floor(x.data<double>()[i] * 2);
   Case c = max_case(name, x, options);
   c.numeric_gradient = false;
   return c;
@@ -102,13 +101,19 @@ std::vector<Case> max_cases() {
 std::vector<ErrorCase> max_errors() {
   const Tensor x = zeros({1, 1, 4, 4});
   return {
-      {[=] { max_pool2d(zeros({4, 4}), {.kernel_size = 2}); },
+      {[=] {
+         max_pool2d(zeros({4, 4}), {.kernel_size = 2});
+       },
        "max_pool2d: input must be 4-d [N, C, H, W], got [4, 4]"},
-      {[=] { max_pool2d(zeros({1, 1, 4, 4}, {DType::i64}), {.kernel_size = 2}); },
+      {[=] {
+         max_pool2d(zeros({1, 1, 4, 4}, {DType::i64}), {.kernel_size = 2});
+       },
        "max_pool2d: input must be floating, got i64"},
       {[=] { max_pool2d(x, {.kernel_size = 3, .padding = 2}); },
        "max_pool2d: padding must be at most half of kernel_size 3, got 2"},
-      {[=] { max_pool2d(x, {.kernel_size = {3, 2}, .padding = {1, 2}}); },
+      {[=] {
+         max_pool2d(x, {.kernel_size = {3, 2}, .padding = {1, 2}});
+       },
        "max_pool2d: padding must be at most half of kernel_size [3, 2], got [1, 2]"},
       {[=] { max_pool2d(x, {.kernel_size = 0}); },
        "max_pool2d: kernel_size must be at least 1, got 0"},
@@ -155,9 +160,9 @@ std::vector<Case> avg_cases() {
       avg_case("padding counted", {2, 70, 5, 7}, {.kernel_size = 3, .stride = 2, .padding = 1}),
       avg_case("padding not counted", {2, 2, 5, 7},
                {.kernel_size = 3, .stride = 2, .padding = 1, .count_include_pad = false}),
-      avg_case("overlapping 3x2", {1, 2, 6, 5},
-               {.kernel_size = {3, 2}, .stride = {1, 2}, .padding = {1, 0},
-                .count_include_pad = false}),
+      avg_case(
+          "overlapping 3x2", {1, 2, 6, 5},
+          {.kernel_size = {3, 2}, .stride = {1, 2}, .padding = {1, 0}, .count_include_pad = false}),
       avg_case("stride larger than the kernel", {1, 2, 8, 8}, {.kernel_size = 2, .stride = 3}),
       avg_case("12x12: more than 64 sources", {1, 3, 14, 13}, {.kernel_size = 12, .stride = 1}),
       avg_case("one pixel", {1, 1, 1, 1}, {.kernel_size = 1}),
@@ -172,7 +177,9 @@ std::vector<ErrorCase> avg_errors() {
        "avg_pool2d: input must be 4-d [N, C, H, W], got [4]"},
       {[=] { avg_pool2d(x, {.kernel_size = 2, .padding = 2}); },
        "avg_pool2d: padding must be at most half of kernel_size 2, got 2"},
-      {[=] { avg_pool2d(x, {.kernel_size = {1, 5}}); },
+      {[=] {
+         avg_pool2d(x, {.kernel_size = {1, 5}});
+       },
        "avg_pool2d: padded input width must be at least the kernel's extent 5, got 4"},
   };
 }
@@ -214,11 +221,17 @@ std::vector<Case> adaptive_cases() {
 
 std::vector<ErrorCase> adaptive_errors() {
   return {
-      {[] { adaptive_avg_pool2d(zeros({2, 3}), 1); },
+      {[] {
+         adaptive_avg_pool2d(zeros({2, 3}), 1);
+       },
        "adaptive_avg_pool2d: input must be 4-d [N, C, H, W], got [2, 3]"},
-      {[] { adaptive_avg_pool2d(zeros({1, 1, 4, 4}), 0); },
+      {[] {
+         adaptive_avg_pool2d(zeros({1, 1, 4, 4}), 0);
+       },
        "adaptive_avg_pool2d: output_size must be at least 1, got 0"},
-      {[] { adaptive_avg_pool2d(zeros({1, 1, 0, 4}), 1); },
+      {[] {
+         adaptive_avg_pool2d(zeros({1, 1, 0, 4}), 1);
+       },
        "adaptive_avg_pool2d: input must have pixels, got [1, 1, 0, 4]"},
   };
 }

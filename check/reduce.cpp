@@ -13,8 +13,9 @@ namespace {
 using Fold = double (*)(const std::vector<double>&);
 
 bool is_reduced(const Shape& dims, int64_t d, int64_t rank) {
-  return dims.empty() || std::any_of(dims.begin(), dims.end(),
-                                     [&](int64_t dim) { return (dim < 0 ? dim + rank : dim) == d; });
+  return dims.empty() || std::any_of(dims.begin(), dims.end(), [&](int64_t dim) {
+           return (dim < 0 ? dim + rank : dim) == d;
+         });
 }
 
 Tensor folded(const Tensor& x, const Shape& dims, bool keepdim, Fold fold) {
@@ -105,9 +106,13 @@ double max_of(const std::vector<double>& v) { return *std::max_element(v.begin()
 double min_of(const std::vector<double>& v) { return *std::min_element(v.begin(), v.end()); }
 
 std::vector<ErrorCase> dim_errors(const char* name, Reduction op) {
-  return {{[=] { op(zeros({2, 3}), {2}, false); },
+  return {{[=] {
+             op(zeros({2, 3}), {2}, false);
+           },
            std::string(name) + ": dim must be in [-2, 1], got 2"},
-          {[=] { op(zeros({2, 3}), {0, -2}, false); },
+          {[=] {
+             op(zeros({2, 3}), {0, -2}, false);
+           },
            std::string(name) + ": dims must name each dimension once, got [0, -2]"}};
 }
 
@@ -120,7 +125,9 @@ std::vector<ErrorCase> floating_errors(const char* name, Reduction op) {
 
 std::vector<ErrorCase> empty_errors(const char* name, Reduction op) {
   auto errors = dim_errors(name, op);
-  errors.push_back({[=] { op(zeros({2, 0}), {1}, false); },
+  errors.push_back({[=] {
+                      op(zeros({2, 0}), {1}, false);
+                    },
                     std::string(name) + ": reduced part must not be empty, got shape [2, 0]"});
   return errors;
 }
@@ -138,8 +145,9 @@ const Register sum_entry{{.op = "sum",
                           .cases =
                               [] {
                                 auto cases = reduction_cases(run_sum, sum_of, false, -1, 1);
-                                cases.push_back(reduction_case({"empty sum", {}, {1}}, zeros({2, 0}, {DType::f64}),
-                                                               run_sum, sum_of));
+                                cases.push_back(reduction_case({"empty sum", {}, {1}},
+                                                               zeros({2, 0}, {DType::f64}), run_sum,
+                                                               sum_of));
                                 return cases;
                               },
                           .errors = [] { return dim_errors("sum", run_sum); }}};
@@ -164,8 +172,8 @@ const Register var_entry{
      .family = "reduce",
      .cases =
          [] {
-           auto cases =
-               spread_cases(run_var, [](const std::vector<double>& v) { return variance_of(v, 1); });
+           auto cases = spread_cases(
+               run_var, [](const std::vector<double>& v) { return variance_of(v, 1); });
            for (Case& c : spread_cases(
                     run_var0, [](const std::vector<double>& v) { return variance_of(v, 0); }))
              cases.push_back(std::move(c));
@@ -201,11 +209,13 @@ const Register amin_entry{{.op = "amin",
                            .cases = [] { return extreme_cases(run_amin, min_of); },
                            .errors = [] { return empty_errors("amin", run_amin); }}};
 
-// --- all elements ------------------------------------------------------------------------------------------
+// --- all elements
+// ------------------------------------------------------------------------------------------
 
 std::vector<Case> all_cases(Tensor (*op)(const Tensor&), Fold fold, bool coarse) {
   std::vector<Case> cases;
-  for (const Shape& shape : {Shape{3, 4}, Shape{}, Shape{1}, Shape{0}, Shape{70001}, Shape{2, 3, 50}}) {
+  for (const Shape& shape :
+       {Shape{3, 4}, Shape{}, Shape{1}, Shape{0}, Shape{70001}, Shape{2, 3, 50}}) {
     Case c;
     c.name = "shape";
     c.inputs = {values(shape, 3)};
@@ -234,36 +244,34 @@ const Register norm_entry{{.op = "norm",
                                      false);
                                },
                            .errors = {}}};
-const Register any_entry{{.op = "any",
-                          .family = "reduce",
-                          .cases =
-                              [] {
-                                return all_cases(
-                                    any,
-                                    [](const std::vector<double>& v) {
-                                      return std::any_of(v.begin(), v.end(),
-                                                         [](double x) { return x != 0; })
-                                                 ? 1.0
-                                                 : 0.0;
-                                    },
-                                    true);
-                              },
-                          .errors = {}}};
-const Register all_entry{{.op = "all",
-                          .family = "reduce",
-                          .cases =
-                              [] {
-                                return all_cases(
-                                    all,
-                                    [](const std::vector<double>& v) {
-                                      return std::all_of(v.begin(), v.end(),
-                                                         [](double x) { return x != 0; })
-                                                 ? 1.0
-                                                 : 0.0;
-                                    },
-                                    true);
-                              },
-                          .errors = {}}};
+const Register any_entry{
+    {.op = "any",
+     .family = "reduce",
+     .cases =
+         [] {
+           return all_cases(
+               any,
+               [](const std::vector<double>& v) {
+                 return std::any_of(v.begin(), v.end(), [](double x) { return x != 0; }) ? 1.0
+                                                                                         : 0.0;
+               },
+               true);
+         },
+     .errors = {}}};
+const Register all_entry{
+    {.op = "all",
+     .family = "reduce",
+     .cases =
+         [] {
+           return all_cases(
+               all,
+               [](const std::vector<double>& v) {
+                 return std::all_of(v.begin(), v.end(), [](double x) { return x != 0; }) ? 1.0
+                                                                                         : 0.0;
+               },
+               true);
+         },
+     .errors = {}}};
 
 }  // namespace
 }  // namespace cairn::check_table

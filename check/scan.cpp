@@ -114,7 +114,8 @@ std::vector<double> logsumexp_of(const std::vector<double>& v) {
 
 using AlongOp = Tensor (*)(const Tensor&, int64_t);
 
-std::vector<Case> softmax_cases(AlongOp op, std::vector<double> (*ref)(const std::vector<double>&)) {
+std::vector<Case> softmax_cases(AlongOp op,
+                                std::vector<double> (*ref)(const std::vector<double>&)) {
   auto cases = along_cases(op, ref, -1, -4, 4);
   const auto add = [&](const char* name, std::vector<double> v, Shape shape) {
     Case c;
@@ -133,7 +134,10 @@ std::vector<Case> softmax_cases(AlongOp op, std::vector<double> (*ref)(const std
 }
 
 std::vector<ErrorCase> along_errors(const char* name, AlongOp op) {
-  return {{[=] { op(zeros({2, 3}), 2); }, std::string(name) + ": dim must be in [-2, 1], got 2"},
+  return {{[=] {
+             op(zeros({2, 3}), 2);
+           },
+           std::string(name) + ": dim must be in [-2, 1], got 2"},
           {[=] { op(zeros({2}, {DType::i64}), 0); },
            std::string(name) + ": dtype must be floating, got i64"}};
 }
@@ -157,10 +161,12 @@ const Register logsumexp_entry{
            auto cases = along_cases(run_logsumexp, logsumexp_of, 1, -4, 4);
            Case c;
            c.name = "infinities";
-           c.inputs = {from_values(std::vector<double>{-kInfinity, -kInfinity, kInfinity, 1, kNan, 1},
-                                   {3, 2})};
+           c.inputs = {from_values(
+               std::vector<double>{-kInfinity, -kInfinity, kInfinity, 1, kNan, 1}, {3, 2})};
            c.op = [](Inputs in) { return logsumexp(in[0], 1); };
-           c.reference = [](Inputs in) { return raw::squeeze(along(in[0], 1, logsumexp_of, 1), 1); };
+           c.reference = [](Inputs in) {
+             return raw::squeeze(along(in[0], 1, logsumexp_of, 1), 1);
+           };
            c.differentiable = false;
            cases.push_back(std::move(c));
            return cases;
@@ -195,8 +201,8 @@ const Register prod_entry{
            const auto ref = [](const std::vector<double>& v) {
              return std::vector<double>{product_of(v)};
            };
-           auto cases = along_cases([](const Tensor& x, int64_t d) { return prod(x, d, true); }, ref,
-                                    1, 0.98, 1.02);
+           auto cases = along_cases([](const Tensor& x, int64_t d) { return prod(x, d, true); },
+                                    ref, 1, 0.98, 1.02);
            for (Case& c : cases) c.amplification = 8;  // every factor's rounding counts in full
            Case zero = cases[0];
            zero.name = "zeros";
@@ -211,7 +217,8 @@ const Register prod_entry{
          },
      .errors = {}}};
 
-// --- extremes with their index -----------------------------------------------------------------------------
+// --- extremes with their index
+// -----------------------------------------------------------------------------
 
 // First extreme of a line; NaN wins.
 template <bool kLargest>
@@ -266,17 +273,15 @@ std::vector<Case> extreme_pair_cases() {
   return cases;
 }
 
-const Register argmax_entry{{.op = "argmax",
-                             .family = "reduce",
-                             .cases = arg_cases<true>,
-                             .errors =
-                                 [] {
-                                   return std::vector<ErrorCase>{
-                                       {[] { argmax(zeros({0})); },
-                                        "argmax: input must not be empty, got shape [0]"},
-                                       {[] { argmax(zeros({2, 0}), 1); },
-                                        "argmax: dimension must not be empty, got shape [2, 0]"}};
-                                 }}};
+const Register argmax_entry{
+    {.op = "argmax", .family = "reduce", .cases = arg_cases<true>, .errors = [] {
+       return std::vector<ErrorCase>{
+           {[] { argmax(zeros({0})); }, "argmax: input must not be empty, got shape [0]"},
+           {[] {
+              argmax(zeros({2, 0}), 1);
+            },
+            "argmax: dimension must not be empty, got shape [2, 0]"}};
+     }}};
 const Register argmin_entry{
     {.op = "argmin", .family = "reduce", .cases = arg_cases<false>, .errors = {}}};
 const Register max_entry{

@@ -57,26 +57,32 @@ const Register reshape_entry{
      .cases =
          [] {
            const auto to = [](Shape s) { return [s](const Tensor& x) { return reshape(x, s); }; };
-           return std::vector<Case>{
-               reshape_case("merge", {2, 3, 4}, {6, 4}, to({6, 4})),
-               reshape_case("split", {6, 4}, {2, 3, 2, 2}, to({2, 3, -1, 2})),
-               reshape_case("cut anew", {4, 6}, {3, 8}, to({3, 8})),
-               reshape_case("to one element", {1, 1}, {}, to({})),
-               reshape_case("size 0", {0, 3}, {3, 0}, to({3, 0})),
-               view_case("of a transposed view", {3, 4},
-                         [](const Tensor& x) { return reshape(transpose(x, 0, 1), {2, 6}); }, {2, 6},
-                         [](const Shape& i) {
-                           const Shape t = same_position({2, 6}, {4, 3})(i);
-                           return Shape{t[1], t[0]};
-                         })};
+           return std::vector<Case>{reshape_case("merge", {2, 3, 4}, {6, 4}, to({6, 4})),
+                                    reshape_case("split", {6, 4}, {2, 3, 2, 2}, to({2, 3, -1, 2})),
+                                    reshape_case("cut anew", {4, 6}, {3, 8}, to({3, 8})),
+                                    reshape_case("to one element", {1, 1}, {}, to({})),
+                                    reshape_case("size 0", {0, 3}, {3, 0}, to({3, 0})),
+                                    view_case(
+                                        "of a transposed view", {3, 4},
+                                        [](const Tensor& x) {
+                                          return reshape(transpose(x, 0, 1), {2, 6});
+                                        },
+                                        {2, 6},
+                                        [](const Shape& i) {
+                                          const Shape t = same_position({2, 6}, {4, 3})(i);
+                                          return Shape{t[1], t[0]};
+                                        })};
          },
      .errors =
          [] {
-           return std::vector<ErrorCase>{
-               {[] { reshape(zeros({2, 3}), {4}); },
-                "reshape: shape must hold 6 elements, got [4]"},
-               {[] { reshape(zeros({2, 3}), {-1, -1}); },
-                "reshape: shape must have at most one -1, got [-1, -1]"}};
+           return std::vector<ErrorCase>{{[] {
+                                            reshape(zeros({2, 3}), {4});
+                                          },
+                                          "reshape: shape must hold 6 elements, got [4]"},
+                                         {[] {
+                                            reshape(zeros({2, 3}), {-1, -1});
+                                          },
+                                          "reshape: shape must have at most one -1, got [-1, -1]"}};
          }}};
 
 const Register view_entry{
@@ -85,16 +91,20 @@ const Register view_entry{
      .cases =
          [] {
            // Through contiguous, because a view of scattered memory does not exist.
-           return std::vector<Case>{
-               reshape_case("merge", {2, 3, 4}, {6, 4},
-                            [](const Tensor& x) { return view(contiguous(x), {6, 4}); }),
-               reshape_case("0-d", {}, {1, 1},
-                            [](const Tensor& x) { return view(contiguous(x), {1, 1}); })};
+           return std::vector<Case>{reshape_case("merge", {2, 3, 4}, {6, 4},
+                                                 [](const Tensor& x) {
+                                                   return view(contiguous(x), {6, 4});
+                                                 }),
+                                    reshape_case("0-d", {}, {1, 1}, [](const Tensor& x) {
+                                      return view(contiguous(x), {1, 1});
+                                    })};
          },
      .errors =
          [] {
            return std::vector<ErrorCase>{
-               {[] { view(transpose(zeros({2, 3}), 0, 1), {6}); },
+               {[] {
+                  view(transpose(zeros({2, 3}), 0, 1), {6});
+                },
                 "view: shape must fit the layout, got [6] for a tensor of shape [3, 2] and strides "
                 "[1, 3]; use reshape"}};
          }}};
@@ -113,7 +123,9 @@ const Register flatten_entry{
      .errors =
          [] {
            return std::vector<ErrorCase>{
-               {[] { flatten(zeros({2, 3}), 1, 0); },
+               {[] {
+                  flatten(zeros({2, 3}), 1, 0);
+                },
                 "flatten: start_dim must not come after end_dim, got 1 and 0"}};
          }}};
 
@@ -122,20 +134,35 @@ const Register permute_entry{
      .family = "views",
      .cases =
          [] {
-           return std::vector<Case>{
-               view_case("3-d", {2, 3, 4}, [](const Tensor& x) { return permute(x, {2, 0, -2}); },
-                         {4, 2, 3}, [](const Shape& i) { return Shape{i[1], i[2], i[0]}; }),
-               view_case("0-d", {}, [](const Tensor& x) { return permute(x, {}); }, {},
-                         [](const Shape& i) { return i; }),
-               view_case("size 0", {2, 0}, [](const Tensor& x) { return permute(x, {1, 0}); },
-                         {0, 2}, reversed_dims())};
+           return std::vector<Case>{view_case(
+                                        "3-d", {2, 3, 4},
+                                        [](const Tensor& x) {
+                                          return permute(x, {2, 0, -2});
+                                        },
+                                        {4, 2, 3},
+                                        [](const Shape& i) {
+                                          return Shape{i[1], i[2], i[0]};
+                                        }),
+                                    view_case(
+                                        "0-d", {}, [](const Tensor& x) { return permute(x, {}); },
+                                        {}, [](const Shape& i) { return i; }),
+                                    view_case(
+                                        "size 0", {2, 0},
+                                        [](const Tensor& x) {
+                                          return permute(x, {1, 0});
+                                        },
+                                        {0, 2}, reversed_dims())};
          },
      .errors =
          [] {
            return std::vector<ErrorCase>{
-               {[] { permute(zeros({2, 3}), {0}); },
+               {[] {
+                  permute(zeros({2, 3}), {0});
+                },
                 "permute: dims must name each of 2 dimensions once, got [0]"},
-               {[] { permute(zeros({2, 3}), {0, 0}); },
+               {[] {
+                  permute(zeros({2, 3}), {0, 0});
+                },
                 "permute: dims must name each dimension once, got [0, 0]"}};
          }}};
 
@@ -145,14 +172,18 @@ const Register transpose_entry{
      .cases =
          [] {
            return std::vector<Case>{
-               view_case("swap", {2, 3, 4}, [](const Tensor& x) { return transpose(x, 0, -1); },
-                         {4, 3, 2}, reversed_dims()),
-               view_case("with itself", {2, 3}, [](const Tensor& x) { return transpose(x, 1, 1); },
-                         {2, 3}, [](const Shape& i) { return i; })};
+               view_case(
+                   "swap", {2, 3, 4}, [](const Tensor& x) { return transpose(x, 0, -1); },
+                   {4, 3, 2}, reversed_dims()),
+               view_case(
+                   "with itself", {2, 3}, [](const Tensor& x) { return transpose(x, 1, 1); },
+                   {2, 3}, [](const Shape& i) { return i; })};
          },
      .errors =
          [] {
-           return std::vector<ErrorCase>{{[] { transpose(zeros({2, 3}), 0, 2); },
+           return std::vector<ErrorCase>{{[] {
+                                            transpose(zeros({2, 3}), 0, 2);
+                                          },
                                           "transpose: dim must be in [-2, 1], got 2"}};
          }}};
 
@@ -169,13 +200,15 @@ const Register slice_entry{
              };
            };
            return std::vector<Case>{
-               view_case("step 2", {2, 7}, [](const Tensor& x) { return slice(x, 1, 1, 6, 2); },
-                         {2, 3}, shifted(1, 1, 2)),
-               view_case("from the end", {5, 2},
-                         [](const Tensor& x) { return slice(x, 0, -3, 100); }, {3, 2},
-                         shifted(0, 2, 1)),
-               view_case("nothing", {5, 2}, [](const Tensor& x) { return slice(x, 0, 3, 3); },
-                         {0, 2}, shifted(0, 3, 1))};
+               view_case(
+                   "step 2", {2, 7}, [](const Tensor& x) { return slice(x, 1, 1, 6, 2); }, {2, 3},
+                   shifted(1, 1, 2)),
+               view_case(
+                   "from the end", {5, 2}, [](const Tensor& x) { return slice(x, 0, -3, 100); },
+                   {3, 2}, shifted(0, 2, 1)),
+               view_case(
+                   "nothing", {5, 2}, [](const Tensor& x) { return slice(x, 0, 3, 3); }, {0, 2},
+                   shifted(0, 3, 1))};
          },
      .errors =
          [] {
@@ -191,10 +224,14 @@ const Register narrow_entry{
      .cases =
          [] {
            return std::vector<Case>{
-               view_case("middle", {2, 7}, [](const Tensor& x) { return narrow(x, 1, 2, 3); },
-                         {2, 3}, [](const Shape& i) { return Shape{i[0], i[1] + 2}; }),
-               view_case("negative start", {4}, [](const Tensor& x) { return narrow(x, 0, -2, 2); },
-                         {2}, [](const Shape& i) { return Shape{i[0] + 2}; })};
+               view_case(
+                   "middle", {2, 7}, [](const Tensor& x) { return narrow(x, 1, 2, 3); }, {2, 3},
+                   [](const Shape& i) {
+                     return Shape{i[0], i[1] + 2};
+                   }),
+               view_case(
+                   "negative start", {4}, [](const Tensor& x) { return narrow(x, 0, -2, 2); }, {2},
+                   [](const Shape& i) { return Shape{i[0] + 2}; })};
          },
      .errors =
          [] {
@@ -209,15 +246,21 @@ const Register select_entry{
      .cases =
          [] {
            return std::vector<Case>{
-               view_case("last row", {2, 3}, [](const Tensor& x) { return select(x, 0, -1); }, {3},
-                         [](const Shape& i) { return Shape{1, i[0]}; }),
-               view_case("to 0-d", {3}, [](const Tensor& x) { return select(x, 0, 1); }, {},
-                         [](const Shape&) { return Shape{1}; })};
+               view_case(
+                   "last row", {2, 3}, [](const Tensor& x) { return select(x, 0, -1); }, {3},
+                   [](const Shape& i) {
+                     return Shape{1, i[0]};
+                   }),
+               view_case(
+                   "to 0-d", {3}, [](const Tensor& x) { return select(x, 0, 1); }, {},
+                   [](const Shape&) { return Shape{1}; })};
          },
      .errors =
          [] {
            return std::vector<ErrorCase>{
-               {[] { select(zeros({2, 3}), 1, 3); },
+               {[] {
+                  select(zeros({2, 3}), 1, 3);
+                },
                 "select: index must be in [-3, 3) of dimension 1, got 3"}};
          }}};
 
@@ -226,18 +269,39 @@ const Register expand_entry{
      .family = "views",
      .cases =
          [] {
-           return std::vector<Case>{
-               view_case("new and old", {3, 1}, [](const Tensor& x) { return expand(x, {2, 3, 4}); },
-                         {2, 3, 4}, [](const Shape& i) { return Shape{i[1], 0}; }, 8),
-               view_case("0-d", {}, [](const Tensor& x) { return expand(x, {2, 2}); }, {2, 2},
-                         [](const Shape&) { return Shape{}; }, 4),
-               view_case("keep with -1", {1, 3}, [](const Tensor& x) { return expand(x, {4, -1}); },
-                         {4, 3}, [](const Shape& i) { return Shape{0, i[1]}; }, 4)};
+           return std::vector<Case>{view_case(
+                                        "new and old", {3, 1},
+                                        [](const Tensor& x) {
+                                          return expand(x, {2, 3, 4});
+                                        },
+                                        {2, 3, 4},
+                                        [](const Shape& i) {
+                                          return Shape{i[1], 0};
+                                        },
+                                        8),
+                                    view_case(
+                                        "0-d", {},
+                                        [](const Tensor& x) {
+                                          return expand(x, {2, 2});
+                                        },
+                                        {2, 2}, [](const Shape&) { return Shape{}; }, 4),
+                                    view_case(
+                                        "keep with -1", {1, 3},
+                                        [](const Tensor& x) {
+                                          return expand(x, {4, -1});
+                                        },
+                                        {4, 3},
+                                        [](const Shape& i) {
+                                          return Shape{0, i[1]};
+                                        },
+                                        4)};
          },
      .errors =
          [] {
            return std::vector<ErrorCase>{
-               {[] { expand(zeros({2, 3}), {4, 3}); },
+               {[] {
+                  expand(zeros({2, 3}), {4, 3});
+                },
                 "expand: shape must match [2, 3] where its size is not 1, got [4, 3]"}};
          }}};
 
@@ -248,8 +312,10 @@ const Register squeeze_entry{
          [] {
            return std::vector<Case>{
                reshape_case("all", {1, 3, 1}, {3}, [](const Tensor& x) { return squeeze(x); }),
-               reshape_case("one", {1, 3, 1}, {1, 3}, [](const Tensor& x) { return squeeze(x, -1); }),
-               reshape_case("not 1", {1, 3}, {1, 3}, [](const Tensor& x) { return squeeze(x, 1); })};
+               reshape_case("one", {1, 3, 1}, {1, 3},
+                            [](const Tensor& x) { return squeeze(x, -1); }),
+               reshape_case("not 1", {1, 3}, {1, 3},
+                            [](const Tensor& x) { return squeeze(x, 1); })};
          },
      .errors = {}}};
 
@@ -265,8 +331,8 @@ const Register unsqueeze_entry{
          },
      .errors =
          [] {
-           return std::vector<ErrorCase>{{[] { unsqueeze(zeros({2}), 2); },
-                                          "unsqueeze: dim must be in [-2, 1], got 2"}};
+           return std::vector<ErrorCase>{
+               {[] { unsqueeze(zeros({2}), 2); }, "unsqueeze: dim must be in [-2, 1], got 2"}};
          }}};
 
 Source identity() {
@@ -279,11 +345,13 @@ const Register contiguous_entry{
      .cases =
          [] {
            return std::vector<Case>{
-               view_case("transposed", {3, 4},
-                         [](const Tensor& x) { return contiguous(transpose(x, 0, 1)); }, {4, 3},
-                         reversed_dims()),
-               view_case("as it is", {3, 4},
-                         [](const Tensor& x) { return contiguous(clone(x)); }, {3, 4}, identity())};
+               view_case(
+                   "transposed", {3, 4},
+                   [](const Tensor& x) { return contiguous(transpose(x, 0, 1)); }, {4, 3},
+                   reversed_dims()),
+               view_case(
+                   "as it is", {3, 4}, [](const Tensor& x) { return contiguous(clone(x)); }, {3, 4},
+                   identity())};
          },
      .errors = {}}};
 
@@ -303,15 +371,21 @@ const Register split_entry{
      .cases =
          [] {
            return std::vector<Case>{
-               view_case("the smaller rest", {7, 2},
-                         [](const Tensor& x) { return split(x, 3)[2]; }, {1, 2},
-                         [](const Shape& i) { return Shape{i[0] + 6, i[1]}; }),
-               view_case("chunks", {2, 7}, [](const Tensor& x) { return chunk(x, 3, 1)[1]; },
-                         {2, 3}, [](const Shape& i) { return Shape{i[0], i[1] + 3}; }),
+               view_case(
+                   "the smaller rest", {7, 2}, [](const Tensor& x) { return split(x, 3)[2]; },
+                   {1, 2},
+                   [](const Shape& i) {
+                     return Shape{i[0] + 6, i[1]};
+                   }),
+               view_case(
+                   "chunks", {2, 7}, [](const Tensor& x) { return chunk(x, 3, 1)[1]; }, {2, 3},
+                   [](const Shape& i) {
+                     return Shape{i[0], i[1] + 3};
+                   }),
                // Every part's gradient comes back to its own place.
-               view_case("split and joined", {2, 7},
-                         [](const Tensor& x) { return cat(split(x, 2, 1), 1); }, {2, 7},
-                         identity())};
+               view_case(
+                   "split and joined", {2, 7},
+                   [](const Tensor& x) { return cat(split(x, 2, 1), 1); }, {2, 7}, identity())};
          },
      .errors =
          [] {
@@ -320,7 +394,8 @@ const Register split_entry{
                {[] { chunk(zeros({4}), 0); }, "chunk: chunks must be positive, got 0"}};
          }}};
 
-// --- joining -----------------------------------------------------------------------------------------------
+// --- joining
+// -----------------------------------------------------------------------------------------------
 
 Case join_case(const char* name, std::vector<Shape> shapes, int64_t dim) {
   Case c;
@@ -355,49 +430,55 @@ const Register cat_entry{
          },
      .errors =
          [] {
-           return std::vector<ErrorCase>{
-               {[] { cat({zeros({2, 3}), zeros({2, 4})}, 0); },
-                "cat: tensors must agree in all dimensions but 0, got [2, 3] and [2, 4] at position "
-                "1"},
-               {[] { cat(std::span<const Tensor>{}, 0); },
-                "cat: tensors must not be an empty list"},
-               {[] { cat({zeros({}), zeros({})}, 0); },
-                "cat: tensors must have a dimension, got a 0-d tensor"}};
+           return std::vector<ErrorCase>{{[] {
+                                            cat({zeros({2, 3}), zeros({2, 4})}, 0);
+                                          },
+                                          "cat: tensors must agree in all dimensions but 0, got "
+                                          "[2, 3] and [2, 4] at position "
+                                          "1"},
+                                         {[] { cat(std::span<const Tensor>{}, 0); },
+                                          "cat: tensors must not be an empty list"},
+                                         {[] {
+                                            cat({zeros({}), zeros({})}, 0);
+                                          },
+                                          "cat: tensors must have a dimension, got a 0-d tensor"}};
          }}};
 
-const Register stack_entry{
-    {.op = "stack",
-     .family = "views",
-     .cases =
-         [] {
-           std::vector<Case> cases;
-           for (const int64_t dim : {0, 1, 2, -1}) {
-             Case c;
-             c.name = "2-d";
-             c.inputs = {values({2, 3}, 1), values({2, 3}, 2)};
-             c.op = [dim](Inputs in) { return stack(in, dim); };
-             c.reference = [dim](Inputs in) {
-               const auto d = static_cast<size_t>(dim < 0 ? dim + 3 : dim);
-               Shape shape = in[0].shape();
-               shape.insert(d, 2);
-               Tensor y = empty(shape, {DType::f64});
-               for_each_index(shape, [&](const Shape& index) {
-                 Shape from = index;
-                 const auto which = static_cast<size_t>(index[d]);
-                 from.erase(d);
-                 at(y, index) = at(in[which], from);
-               });
-               return y;
-             };
-             cases.push_back(std::move(c));
-           }
-           return cases;
-         },
-     .errors =
-         [] {
-           return std::vector<ErrorCase>{{[] { stack({zeros({2}), zeros({3})}, 0); },
-                                          "stack: tensors must have one shape, got [2] and [3]"}};
-         }}};
+const Register stack_entry{{.op = "stack",
+                            .family = "views",
+                            .cases =
+                                [] {
+                                  std::vector<Case> cases;
+                                  for (const int64_t dim : {0, 1, 2, -1}) {
+                                    Case c;
+                                    c.name = "2-d";
+                                    c.inputs = {values({2, 3}, 1), values({2, 3}, 2)};
+                                    c.op = [dim](Inputs in) { return stack(in, dim); };
+                                    c.reference = [dim](Inputs in) {
+                                      const auto d = static_cast<size_t>(dim < 0 ? dim + 3 : dim);
+                                      Shape shape = in[0].shape();
+                                      shape.insert(d, 2);
+                                      Tensor y = empty(shape, {DType::f64});
+                                      for_each_index(shape, [&](const Shape& index) {
+                                        Shape from = index;
+                                        const auto which = static_cast<size_t>(index[d]);
+                                        from.erase(d);
+                                        at(y, index) = at(in[which], from);
+                                      });
+                                      return y;
+                                    };
+                                    cases.push_back(std::move(c));
+                                  }
+                                  return cases;
+                                },
+                            .errors =
+                                [] {
+                                  return std::vector<ErrorCase>{
+                                      {[] {
+                                         stack({zeros({2}), zeros({3})}, 0);
+                                       },
+                                       "stack: tensors must have one shape, got [2] and [3]"}};
+                                }}};
 
 }  // namespace
 }  // namespace cairn::check_table

@@ -34,9 +34,8 @@ std::string nearest(const std::string& name, std::vector<std::string> known) {
     // A known name that contains what was typed ("pool") is nearer than its length says.
     return k.find(name) != std::string::npos ? size_t{1} : distance(name, k);
   };
-  std::stable_sort(known.begin(), known.end(), [&](const std::string& a, const std::string& b) {
-    return score(a) < score(b);
-  });
+  std::stable_sort(known.begin(), known.end(),
+                   [&](const std::string& a, const std::string& b) { return score(a) < score(b); });
   known.resize(std::min<size_t>(known.size(), 3));
   std::string out;
   for (size_t i = 0; i < known.size(); ++i)
@@ -82,9 +81,8 @@ Device wanted_device(const CheckOptions& options) {
 void print_row(const std::string& op, const std::string& dtype, const std::string& device,
                const std::string& cases, const std::string& error, const std::string& allowed,
                const std::string& gradient, const std::string& verdict) {
-  std::printf("%-34s %-5s %-6s %5s  %9s  %9s  %9s  %s\n", op.c_str(), dtype.c_str(),
-              device.c_str(), cases.c_str(), error.c_str(), allowed.c_str(), gradient.c_str(),
-              verdict.c_str());
+  std::printf("%-34s %-5s %-6s %5s  %9s  %9s  %9s  %s\n", op.c_str(), dtype.c_str(), device.c_str(),
+              cases.c_str(), error.c_str(), allowed.c_str(), gradient.c_str(), verdict.c_str());
   std::fflush(stdout);
 }
 

@@ -7,6 +7,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "cairn/data/mnist.h"
 #include "cairn/tensor/device.h"
 #include "cairn/tensor/error.h"
 #include "cairn/tensor/parallel.h"
@@ -17,9 +18,9 @@ namespace cairn::cli {
 namespace {
 
 // The flags of /proc/cpuinfo that decide how fast training is.
-constexpr std::array kFlags = {"sse4_2",      "avx",         "avx2",     "fma",      "f16c",
-                               "avx512f",     "avx512bw",    "avx512vl", "avx512_vnni",
-                               "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd",    "sve"};
+constexpr std::array kFlags = {"sse4_2",      "avx",      "avx2",     "fma",         "f16c",
+                               "avx512f",     "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
+                               "avx512_fp16", "amx_bf16", "asimd",    "sve"};
 
 // The first value of a "name : value" line; "" where there is none.
 std::string cpuinfo(const std::string& name) {
@@ -77,11 +78,15 @@ std::vector<std::string> target_names(int64_t targets) {
   return names;
 }
 
-std::string data_place() {
-  const char* packaged = "/usr/share/datasets/fashion-mnist";
-  const std::string file = std::string(packaged) + "/train-images-idx3-ubyte.gz";
-  if (std::ifstream(file).good()) return cat("Fashion-MNIST in ", packaged);
-  return "Fashion-MNIST is not installed; training downloads it";
+// Reads the set as training would, so that a damaged file shows here.
+std::string data_state() {
+  try {
+    const data::FashionMNIST train({.train = true});
+    const data::FashionMNIST test({.train = false});
+    return cat("Fashion-MNIST found: ", train.size(), " + ", test.size(), " images");
+  } catch (const Error& error) {
+    return error.what();
+  }
 }
 
 }  // namespace
@@ -92,11 +97,10 @@ void print_line(const std::string& word, const std::string& text) {
 
 std::string compiler_and_build() {
 #if defined(__clang__)
-  const std::string compiler = cat("Clang ", __clang_major__, ".", __clang_minor__, ".",
-                                   __clang_patchlevel__);
+  const std::string compiler =
+      cat("Clang ", __clang_major__, ".", __clang_minor__, ".", __clang_patchlevel__);
 #else
-  const std::string compiler = cat("GCC ", __GNUC__, ".", __GNUC_MINOR__, ".",
-                                   __GNUC_PATCHLEVEL__);
+  const std::string compiler = cat("GCC ", __GNUC__, ".", __GNUC_MINOR__, ".", __GNUC_PATCHLEVEL__);
 #endif
   return compiler + ", " + CAIRN_BUILD_TYPE;
 }
@@ -123,9 +127,9 @@ int doctor() {
   print_line("kernels", cat(targets.empty() ? "none fits" : targets.front(), ", chosen from ",
                             join(compiled_targets())));
   print_line("threads", cat(num_threads(), " of ", get_nprocs(), " processors"));
-  print_line("memory", cat(gib(meminfo("MemTotal")), ", ", gib(meminfo("MemAvailable")),
-                           " available"));
-  print_line("data", data_place());
+  print_line("memory",
+             cat(gib(meminfo("MemTotal")), ", ", gib(meminfo("MemAvailable")), " available"));
+  print_line("data", data_state());
   print_line("GPU", has_backend(DeviceType::cuda) ? "usable" : "none in this build");
   return targets.empty() ? 1 : 0;
 }

@@ -1,6 +1,6 @@
 // The `cairn` program: reads the command line and runs one verb.
-// Invariant: status 0 is success, 1 a failure, 2 a mistake in the command line; each complaint is one
-// sentence on standard error.
+// Invariant: status 0 is success, 1 a failure, 2 a mistake in the command line; each complaint is
+// one sentence on standard error.
 #include <CLI/CLI.hpp>
 #include <exception>
 #include <functional>
@@ -10,14 +10,17 @@
 
 int main(int argc, char** argv) {
   using namespace cairn::cli;
-  CLI::App app{"Cairn, a deep-learning framework: what it is, what this machine offers, and whether "
-               "its operators are right.",
-               "cairn"};
+  CLI::App app{
+      "Cairn, a deep-learning framework: what it is, what this machine offers, and whether "
+      "its operators are right.",
+      "cairn"};
   app.require_subcommand(1);
   app.set_version_flag("--version", CAIRN_VERSION);
   std::function<int()> verb;
 
-  app.add_subcommand("info", "Version, compiler and what was built")->callback([&] { verb = info; });
+  app.add_subcommand("info", "Version, compiler and what was built")->callback([&] {
+    verb = info;
+  });
   app.add_subcommand("doctor", "What this machine offers")->callback([&] { verb = doctor; });
 
   CheckOptions options;

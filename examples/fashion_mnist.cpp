@@ -49,8 +49,8 @@ struct ImageClassifier : trainer::TrainingModule {
   nn::ResNet model{child("model"), nn::resnet18({.in_channels = 1, .num_classes = 10})};
 };
 
-// How long training steps take, from the end of one batch to the end of the next. Time between epochs
-// and in validation does not count.
+// How long training steps take, from the end of one batch to the end of the next. Time between
+// epochs and in validation does not count.
 struct StepTimer : trainer::Callback {
   using Clock = std::chrono::steady_clock;
 
@@ -117,7 +117,8 @@ void check_options(const Options& o) {
   check(o.max_epochs >= 0, "train: --max-epochs must be at least 0, got ", o.max_epochs);
   check(o.max_steps >= -1, "train: --max-steps must be at least -1, got ", o.max_steps);
   check(o.batch_size >= 1, "train: --batch-size must be at least 1, got ", o.batch_size);
-  check(std::isfinite(o.lr) && o.lr >= 0, "train: --lr must be finite and not negative, got ", o.lr);
+  check(std::isfinite(o.lr) && o.lr >= 0, "train: --lr must be finite and not negative, got ",
+        o.lr);
   check(o.threads >= 0, "train: --threads must be at least 0, got ", o.threads);
 }
 

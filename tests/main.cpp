@@ -12,8 +12,8 @@ int main(int argc, char** argv) {
   const int usage = session.applyCommandLine(argc, argv);
   if (usage != 0) return usage;
 #if !__has_include(<catch2/catch_all.hpp>)
-  session.configData().warnings =
-      static_cast<Catch::WarnAbout::What>(session.configData().warnings | Catch::WarnAbout::NoTests);
+  session.configData().warnings = static_cast<Catch::WarnAbout::What>(
+      session.configData().warnings | Catch::WarnAbout::NoTests);
 #endif
   return session.run();
 }

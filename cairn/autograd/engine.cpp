@@ -191,8 +191,8 @@ void backward(const Tensor& root, const Tensor& grad) {
   const auto meta = std::static_pointer_cast<AutogradMeta>(root.grad_meta());
   NoGrad no_grad;
   if (!meta->node) {
-    set_grad(root, seed);
-    return;
+    if (!meta->has_grad) return set_grad(root, seed);
+    return kernels::accumulate_to(meta->grad.device(), {meta->grad, true}, seed);
   }
   check(current_run == nullptr, "backward: must not be called from inside a backward rule or hook");
   Run run;

@@ -1,6 +1,6 @@
 // Slots of elementwise kernels, one per row of functors.h.
-// Invariant: all tensors of a call have the output's shape or broadcast to it; any strides. Floating
-// and integer operands of one call share one dtype; converting them is the op's business.
+// Invariant: all tensors of a call have the output's shape or broadcast to it; any strides.
+// Floating and integer operands of one call share one dtype; converting them is the op's business.
 #pragma once
 
 #include "cairn/kernels/functors.h"
@@ -30,19 +30,18 @@ using UnaryFwd = Slot<void(Out y, In x, const Attributes& attributes)>;
 using UnaryBwd = Slot<void(const Dst& dx, In g, In saved, const Attributes& attributes)>;
 // y = f(a, b). y may be a or b itself.
 using BinaryFwd = Slot<void(Out y, const Operand& a, const Operand& b)>;
-// d (+)= the gradient of operand `which` (0 or 1); g, a, b broadcast to d. Operands that the functor
-// does not read may be any number.
-using BinaryBwd =
-    Slot<void(const Dst& d, int which, In g, const Operand& a, const Operand& b)>;
+// d (+)= the gradient of operand `which` (0 or 1); g, a, b broadcast to d. Operands that the
+// functor does not read may be any number.
+using BinaryBwd = Slot<void(const Dst& d, int which, In g, const Operand& a, const Operand& b)>;
 
-#define CAIRN_SLOTS(name, Functor)  \
-  extern UnaryFwd name##_fwd;       \
+#define CAIRN_SLOTS(name, Functor) \
+  extern UnaryFwd name##_fwd;      \
   extern UnaryBwd name##_bwd;
 CAIRN_UNARY(CAIRN_SLOTS)
 #undef CAIRN_SLOTS
 
-#define CAIRN_SLOTS(name, Functor)  \
-  extern BinaryFwd name##_fwd;      \
+#define CAIRN_SLOTS(name, Functor) \
+  extern BinaryFwd name##_fwd;     \
   extern BinaryBwd name##_bwd;
 CAIRN_BINARY(CAIRN_SLOTS)
 #undef CAIRN_SLOTS

@@ -10,8 +10,8 @@ namespace cairn::kernels {
 // out [n, D] contiguous = rows of weight [V, D] (any strides) named by index i64 [n] contiguous.
 // Throws "embedding: index must be in [0, V), got I at position P".
 extern Slot<void(Out out, In weight, In index)> embedding_fwd;
-// dweight [V, D] (any strides; cleared before, or to be added to) += rows of dout [n, D] contiguous,
-// in order of n; row `skip` is left alone. Accumulates in dweight's dtype.
+// dweight [V, D] (any strides; cleared before, or to be added to) += rows of dout [n, D]
+// contiguous, in order of n; row `skip` is left alone. Accumulates in dweight's dtype.
 extern Slot<void(Out dweight, In dout, In index, int64_t skip)> embedding_bwd;
 
 // One dropout: element i of the row-major order is kept where word i of the Philox stream (seed,

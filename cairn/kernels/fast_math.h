@@ -1,7 +1,7 @@
 // exp, expm1, log, log1p, log2, tanh, erf and the normal distribution of floats as straight-line
 // code, so that a loop over them vectorises; doubles go to the C library.
-// Invariant: no branch, no table, no conversion that could be undefined; infinities, NaN and the ends
-// of the range come out right, the rest is within 4 ulp.
+// Invariant: no branch, no table, no conversion that could be undefined; infinities, NaN and the
+// ends of the range come out right, the rest is within 4 ulp.
 #pragma once
 
 #include <bit>
@@ -17,8 +17,8 @@
 
 namespace cairn::fast {
 
-// condition ? a : b by masks: a compiler that may not move arithmetic across a branch (it could trap)
-// would otherwise keep the branch and the scalar loop.
+// condition ? a : b by masks: a compiler that may not move arithmetic across a branch (it could
+// trap) would otherwise keep the branch and the scalar loop.
 CAIRN_INLINE float select(bool condition, float a, float b) {
   const uint32_t mask = 0u - static_cast<uint32_t>(condition);
   return std::bit_cast<float>((std::bit_cast<uint32_t>(a) & mask) |
@@ -126,8 +126,8 @@ CAIRN_INLINE float log_ends(float x, float y) {
 
 CAIRN_INLINE float log(float x) {
   const LogParts l = log_parts(x);
-  return log_ends(x, l.exponent * 0.693145751953125f +
-                         (l.log_m + l.exponent * 1.42860682030941723e-6f));
+  return log_ends(
+      x, l.exponent * 0.693145751953125f + (l.log_m + l.exponent * 1.42860682030941723e-6f));
 }
 CAIRN_INLINE double log(double x) { return std::log(x); }
 
@@ -142,7 +142,7 @@ CAIRN_INLINE float log1p(float x) {
   // What rounding took from u, as a first-order term; nothing is lost where x is large.
   const float lost = select(x < 1.0f, x - (u - 1.0f), 0.0f);
   const float y = log(u) + lost / u;
-  return select(u - u == 0.0f && u > 0.0f, y, log(u));
+  return select((u - u == 0.0f) & (u > 0.0f), y, log(u));
 }
 CAIRN_INLINE double log1p(double x) { return std::log1p(x); }
 
@@ -195,9 +195,7 @@ CAIRN_INLINE float normal_cdf(float x) {
   const float far = select(x < 0.0f, tail, 1.0f - tail);
   return select(m > 0.95f, far, 0.5f + 0.5f * (z * erf_near(m * m)));
 }
-CAIRN_INLINE double normal_cdf(double x) {
-  return 0.5 * std::erfc(-x * 0.70710678118654752440);
-}
+CAIRN_INLINE double normal_cdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
 
 // 1 / (1 + exp(-x)).
 template <class T>

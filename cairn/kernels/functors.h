@@ -1,8 +1,8 @@
 // The scalar functions behind elementwise ops, for every device, and the lists of their rows.
-// Invariant: a functor is pure arithmetic on values of the compute type (f32 for bf16); it names what
-// its derivative reads, so that an op saves that and nothing else.
+// Invariant: a functor is pure arithmetic on values of the compute type (f32 for bf16); it names
+// what its derivative reads, so that an op saves that and nothing else.
 //
-// Adding a unary op: write its functor and its row of CAIRN_UNARY here, declare the op in
+// Adding a unary op: write its functor and its row here, declare the op in
 // autograd/ops/elementwise.h, add its line to check/elementwise.cpp.
 #pragma once
 
@@ -28,6 +28,22 @@ struct Numbers {
   T b{};
 };
 
+// What functors inherit: SavesX for unary ones, Reads<da's, db's> for binary ones.
+struct SavesNothing {
+  static constexpr Saves kSaves = Saves::nothing;
+};
+struct SavesInput {
+  static constexpr Saves kSaves = Saves::input;
+};
+struct SavesOutput {
+  static constexpr Saves kSaves = Saves::output;
+};
+template <int kA, int kB>
+struct Reads {
+  static constexpr int kDaReads = kA;
+  static constexpr int kDbReads = kB;
+};
+
 // Arithmetic of integers wraps around; bool counts as 0 and 1.
 template <class T>
 CAIRN_INLINE T wrapping(auto op, T a, T b) {
@@ -38,359 +54,257 @@ CAIRN_INLINE T wrapping(auto op, T a, T b) {
     return static_cast<T>(op(a, b));
   }
 }
+CAIRN_INLINE auto negated(auto x) {
+  return wrapping([](auto a, auto b) { return a - b; }, decltype(x)(0), x);
+}
+CAIRN_INLINE auto product(auto a, auto b) {
+  return wrapping([](auto p, auto q) { return p * q; }, a, b);
+}
 
-// --- unary: f(x [, numbers]), and df(g, saved [, numbers]) = g times the derivative --------------------
+// --- unary: f(x [, numbers]), and df(g, saved [, numbers]) = g times the derivative
+// --------------------
 
-struct Neg {
-  static constexpr Saves kSaves = Saves::nothing;
-  template <class T>
-  static CAIRN_INLINE T f(T x) {
-    return wrapping([](auto a, auto b) { return a - b; }, T(0), x) * T(1);
+struct Neg : SavesNothing {
+  static CAIRN_INLINE auto f(auto x) {
+    if constexpr (std::is_floating_point_v<decltype(x)>)
+      return -x;
+    else
+      return negated(x);
   }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T) { return -g; }
+  static CAIRN_INLINE auto df(auto g, auto) { return -g; }
 };
 
-struct Abs {
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) {
-    if constexpr (std::is_floating_point_v<T>)
+struct Abs : SavesInput {
+  static CAIRN_INLINE auto f(auto x) {
+    if constexpr (std::is_floating_point_v<decltype(x)>)
       return std::fabs(x);
     else
-      return x < T(0) ? Neg::f(x) : x;
+      return x < 0 ? negated(x) : x;
   }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) {
-    return fast::select(x > T(0), g, fast::select(x < T(0), -g, g * T(0)));
+  static CAIRN_INLINE auto df(auto g, auto x) {
+    return fast::select(x > 0, g, fast::select(x < 0, -g, g * 0));
   }
 };
 
-struct Sign {
-  static constexpr Saves kSaves = Saves::nothing;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return static_cast<T>((T(0) < x) - (x < T(0))); }
-  template <class T>
-  static CAIRN_INLINE T df(T, T) { return T(0); }
+struct Sign : SavesNothing {  // 0 for NaN
+  static CAIRN_INLINE auto f(auto x) { return static_cast<decltype(x)>((0 < x) - (x < 0)); }
+  static CAIRN_INLINE auto df(auto g, auto) { return decltype(g)(0); }
 };
 
-struct Exp {
-  static constexpr Saves kSaves = Saves::output;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return fast::exp(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T y) { return g * y; }
+struct Exp : SavesOutput {
+  static CAIRN_INLINE auto f(auto x) { return fast::exp(x); }
+  static CAIRN_INLINE auto df(auto g, auto y) { return g * y; }
 };
 
-struct Expm1 {
-  static constexpr Saves kSaves = Saves::output;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return fast::expm1(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T y) { return g * (y + T(1)); }
+struct Expm1 : SavesOutput {
+  static CAIRN_INLINE auto f(auto x) { return fast::expm1(x); }
+  static CAIRN_INLINE auto df(auto g, auto y) { return g * (y + 1); }
 };
 
-struct Log {
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return fast::log(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) { return g / x; }
+struct Log : SavesInput {
+  static CAIRN_INLINE auto f(auto x) { return fast::log(x); }
+  static CAIRN_INLINE auto df(auto g, auto x) { return g / x; }
 };
 
-struct Log1p {
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return fast::log1p(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) { return g / (x + T(1)); }
+struct Log1p : SavesInput {
+  static CAIRN_INLINE auto f(auto x) { return fast::log1p(x); }
+  static CAIRN_INLINE auto df(auto g, auto x) { return g / (x + 1); }
 };
 
-struct Log2 {
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return fast::log2(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) { return g / (x * T(0.69314718055994530942)); }
+struct Log2 : SavesInput {
+  static CAIRN_INLINE auto f(auto x) { return fast::log2(x); }
+  static CAIRN_INLINE auto df(auto g, auto x) {
+    return g / (x * decltype(x)(0.69314718055994530942));  // log 2
+  }
 };
 
-struct Sqrt {
-  static constexpr Saves kSaves = Saves::output;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return std::sqrt(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T y) { return g / (T(2) * y); }
+struct Sqrt : SavesOutput {
+  static CAIRN_INLINE auto f(auto x) { return std::sqrt(x); }
+  static CAIRN_INLINE auto df(auto g, auto y) { return g / (2 * y); }
 };
 
-struct Rsqrt {
-  static constexpr Saves kSaves = Saves::output;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return T(1) / std::sqrt(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T y) { return T(-0.5) * g * y * y * y; }
+struct Rsqrt : SavesOutput {
+  static CAIRN_INLINE auto f(auto x) { return 1 / std::sqrt(x); }
+  static CAIRN_INLINE auto df(auto g, auto y) { return -g / 2 * y * y * y; }
 };
 
-struct Square {
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return wrapping([](auto a, auto b) { return a * b; }, x, x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) { return g * (T(2) * x); }
+struct Square : SavesInput {
+  static CAIRN_INLINE auto f(auto x) { return product(x, x); }
+  static CAIRN_INLINE auto df(auto g, auto x) { return g * (2 * x); }
 };
 
-struct Reciprocal {
-  static constexpr Saves kSaves = Saves::output;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return T(1) / x; }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T y) { return -g * y * y; }
+struct Reciprocal : SavesOutput {
+  static CAIRN_INLINE auto f(auto x) { return 1 / x; }
+  static CAIRN_INLINE auto df(auto g, auto y) { return -g * y * y; }
 };
 
-struct Sin {
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return std::sin(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) { return g * std::cos(x); }
+struct Sin : SavesInput {
+  static CAIRN_INLINE auto f(auto x) { return std::sin(x); }
+  static CAIRN_INLINE auto df(auto g, auto x) { return g * std::cos(x); }
 };
 
-struct Cos {
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return std::cos(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) { return -g * std::sin(x); }
+struct Cos : SavesInput {
+  static CAIRN_INLINE auto f(auto x) { return std::cos(x); }
+  static CAIRN_INLINE auto df(auto g, auto x) { return -g * std::sin(x); }
 };
 
-struct Tan {
-  static constexpr Saves kSaves = Saves::output;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return std::tan(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T y) { return g * (T(1) + y * y); }
+struct Tan : SavesOutput {
+  static CAIRN_INLINE auto f(auto x) { return std::tan(x); }
+  static CAIRN_INLINE auto df(auto g, auto y) { return g * (1 + y * y); }
 };
 
-struct Erf {
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return fast::erf(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) {
-    return g * (T(1.12837916709551257390) * fast::exp(-x * x));  // 2 / sqrt(pi)
+struct Erf : SavesInput {
+  static CAIRN_INLINE auto f(auto x) { return fast::erf(x); }
+  static CAIRN_INLINE auto df(auto g, auto x) {
+    return g * (decltype(x)(1.12837916709551257390) * fast::exp(-x * x));  // 2 / sqrt(pi)
   }
 };
 
 // Steps: their derivative is 0 wherever they have one.
-struct Floor {
-  static constexpr Saves kSaves = Saves::nothing;
-  template <class T>
-  static CAIRN_INLINE T f(T x) {
-    if constexpr (std::is_floating_point_v<T>)
+struct Step : SavesNothing {
+  static CAIRN_INLINE auto df(auto g, auto) { return decltype(g)(0); }
+};
+
+struct Floor : Step {
+  static CAIRN_INLINE auto f(auto x) {
+    if constexpr (std::is_integral_v<decltype(x)>)
+      return x;
+    else
       return std::floor(x);
-    else
-      return x;
   }
-  template <class T>
-  static CAIRN_INLINE T df(T, T) { return T(0); }
 };
 
-struct Ceil {
-  static constexpr Saves kSaves = Saves::nothing;
-  template <class T>
-  static CAIRN_INLINE T f(T x) {
-    if constexpr (std::is_floating_point_v<T>)
+struct Ceil : Step {
+  static CAIRN_INLINE auto f(auto x) {
+    if constexpr (std::is_integral_v<decltype(x)>)
+      return x;
+    else
       return std::ceil(x);
-    else
-      return x;
   }
-  template <class T>
-  static CAIRN_INLINE T df(T, T) { return T(0); }
 };
 
-struct Round {  // halves to even, the mode the processor starts in
-  static constexpr Saves kSaves = Saves::nothing;
-  template <class T>
-  static CAIRN_INLINE T f(T x) {
-    if constexpr (std::is_floating_point_v<T>)
+struct Round : Step {  // halves to even, the mode the processor starts in
+  static CAIRN_INLINE auto f(auto x) {
+    if constexpr (std::is_integral_v<decltype(x)>)
+      return x;
+    else
       return std::nearbyint(x);
-    else
-      return x;
   }
-  template <class T>
-  static CAIRN_INLINE T df(T, T) { return T(0); }
 };
 
-struct Trunc {
-  static constexpr Saves kSaves = Saves::nothing;
-  template <class T>
-  static CAIRN_INLINE T f(T x) {
-    if constexpr (std::is_floating_point_v<T>)
+struct Trunc : Step {
+  static CAIRN_INLINE auto f(auto x) {
+    if constexpr (std::is_integral_v<decltype(x)>)
+      return x;
+    else
       return std::trunc(x);
-    else
-      return x;
-  }
-  template <class T>
-  static CAIRN_INLINE T df(T, T) { return T(0); }
-};
-
-struct Relu {  // NaN passes through, in both directions
-  static constexpr Saves kSaves = Saves::output;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return x < T(0) ? T(0) : x; }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T y) { return y <= T(0) ? T(0) : g; }
-};
-
-struct Sigmoid {
-  static constexpr Saves kSaves = Saves::output;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return fast::sigmoid(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T y) { return g * ((T(1) - y) * y); }
-};
-
-struct Tanh {
-  static constexpr Saves kSaves = Saves::output;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return fast::tanh(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T y) { return g * (T(1) - y * y); }
-};
-
-struct Silu {
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return x / (T(1) + fast::exp(-x)); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) {
-    const T s = fast::sigmoid(x);
-    return g * (s * (T(1) + x * (T(1) - s)));
   }
 };
 
-struct GeluErf {
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) { return x * fast::normal_cdf(x); }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) {
-    const T cdf = fast::normal_cdf(x);
-    const T pdf = T(0.39894228040143267794) * fast::exp(T(-0.5) * x * x);
-    return g * (cdf + x * pdf);
+struct Relu : SavesOutput {  // NaN passes through, in both directions
+  static CAIRN_INLINE auto f(auto x) { return x < 0 ? decltype(x)(0) : x; }
+  static CAIRN_INLINE auto df(auto g, auto y) { return y <= 0 ? decltype(g)(0) : g; }
+};
+
+struct Sigmoid : SavesOutput {
+  static CAIRN_INLINE auto f(auto x) { return fast::sigmoid(x); }
+  static CAIRN_INLINE auto df(auto g, auto y) { return g * ((1 - y) * y); }
+};
+
+struct Tanh : SavesOutput {
+  static CAIRN_INLINE auto f(auto x) { return fast::tanh(x); }
+  static CAIRN_INLINE auto df(auto g, auto y) { return g * (1 - y * y); }
+};
+
+struct Silu : SavesInput {
+  static CAIRN_INLINE auto f(auto x) { return x / (1 + fast::exp(-x)); }
+  static CAIRN_INLINE auto df(auto g, auto x) {
+    const auto s = fast::sigmoid(x);
+    return g * (s * (1 + x * (1 - s)));
   }
 };
 
-struct GeluTanh {
-  static constexpr Saves kSaves = Saves::input;
+struct GeluErf : SavesInput {
+  static CAIRN_INLINE auto f(auto x) { return x * fast::normal_cdf(x); }
+  static CAIRN_INLINE auto df(auto g, auto x) {
+    const auto density = decltype(x)(0.39894228040143267794) * fast::exp(-x * x / 2);
+    return g * (fast::normal_cdf(x) + x * density);
+  }
+};
+
+struct GeluTanh : SavesInput {
   static constexpr double kScale = 0.79788456080286535588;  // sqrt(2 / pi)
   static constexpr double kCubic = 0.044715;
-  template <class T>
-  static CAIRN_INLINE T f(T x) {
-    const T inner = T(kScale) * (x + T(kCubic) * x * x * x);
-    return T(0.5) * x * (T(1) + fast::tanh(inner));
+  static CAIRN_INLINE auto inner(auto x) {
+    return decltype(x)(kScale) * (x + decltype(x)(kCubic) * x * x * x);
   }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) {
-    const T t = fast::tanh(T(kScale) * (x + T(kCubic) * x * x * x));
-    const T slope = T(kScale) * (T(1) + T(3 * kCubic) * x * x);
-    return g * (T(0.5) * (T(1) + t) + T(0.5) * x * (T(1) - t * t) * slope);
+  static CAIRN_INLINE auto f(auto x) { return x / 2 * (1 + fast::tanh(inner(x))); }
+  static CAIRN_INLINE auto df(auto g, auto x) {
+    const auto t = fast::tanh(inner(x));
+    const auto slope = decltype(x)(kScale) * (1 + decltype(x)(3 * kCubic) * x * x);
+    return g * ((1 + t) / 2 + x / 2 * (1 - t * t) * slope);
   }
 };
 
-struct Softplus {  // written so that neither end overflows
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x) {
-    return (x < T(0) ? T(0) : x) + fast::log1p(fast::exp(-std::fabs(x)));
+struct Softplus : SavesInput {  // written so that neither end overflows
+  static CAIRN_INLINE auto f(auto x) {
+    return fast::select(x < 0, decltype(x)(0), x) + fast::log1p(fast::exp(-std::fabs(x)));
   }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x) { return g * fast::sigmoid(x); }
+  static CAIRN_INLINE auto df(auto g, auto x) { return g * fast::sigmoid(x); }
 };
 
-struct LeakyRelu {  // a: the slope below 0
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x, Numbers<T> p) {
-    return fast::select(x > T(0), x, x * p.a);
-  }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x, Numbers<T> p) {
-    return fast::select(x > T(0), g, g * p.a);
-  }
+struct LeakyRelu : SavesInput {  // a: the slope below 0
+  static CAIRN_INLINE auto f(auto x, auto p) { return fast::select(x > 0, x, x * p.a); }
+  static CAIRN_INLINE auto df(auto g, auto x, auto p) { return fast::select(x > 0, g, g * p.a); }
 };
 
-struct Clamp {  // to [a, b]; where they cross, b wins
-  static constexpr Saves kSaves = Saves::input;
-  template <class T>
-  static CAIRN_INLINE T f(T x, Numbers<T> p) {
-    const T raised = x < p.a ? p.a : x;
+// To [a, b]; where they cross, b wins. At a bound the slope is 0, as in PyTorch 2.15.
+struct Clamp : SavesInput {
+  static CAIRN_INLINE auto f(auto x, auto p) {
+    const auto raised = x < p.a ? p.a : x;
     return raised > p.b ? p.b : raised;
   }
-  template <class T>
-  static CAIRN_INLINE T df(T g, T x, Numbers<T> p) {
+  static CAIRN_INLINE auto df(auto g, auto x, auto p) {
     // An infinite bound is an open end: an infinity there keeps its slope.
-    constexpr T kInfinity = std::numeric_limits<T>::infinity();
-    const bool above = x > p.a || p.a == -kInfinity;
-    const bool below = x < p.b || p.b == kInfinity;
-    return above && below ? g : T(0);
+    constexpr auto kInfinity = std::numeric_limits<decltype(x)>::infinity();
+    const bool above = (x > p.a) | (p.a == -kInfinity);
+    const bool below = (x < p.b) | (p.b == kInfinity);
+    return (above & below) ? g : decltype(g)(0);
   }
 };
 
-// --- binary: f(a, b), and da / db = g times the derivative by that operand --------------------------------
+// --- binary: f(a, b), and da / db = g times the derivative by that operand
+// -----------------------------
 
-struct Add {
-  static constexpr int kDaReads = 0;
-  static constexpr int kDbReads = 0;
-  template <class T>
-  static CAIRN_INLINE T f(T a, T b) {
+struct Add : Reads<0, 0> {
+  static CAIRN_INLINE auto f(auto a, auto b) {
     return wrapping([](auto p, auto q) { return p + q; }, a, b);
   }
-  template <class T>
-  static CAIRN_INLINE T da(T g, T, T) { return g; }
-  template <class T>
-  static CAIRN_INLINE T db(T g, T, T) { return g; }
+  static CAIRN_INLINE auto da(auto g, auto, auto) { return g; }
+  static CAIRN_INLINE auto db(auto g, auto, auto) { return g; }
 };
 
-struct Sub {
-  static constexpr int kDaReads = 0;
-  static constexpr int kDbReads = 0;
-  template <class T>
-  static CAIRN_INLINE T f(T a, T b) {
+struct Sub : Reads<0, 0> {
+  static CAIRN_INLINE auto f(auto a, auto b) {
     return wrapping([](auto p, auto q) { return p - q; }, a, b);
   }
-  template <class T>
-  static CAIRN_INLINE T da(T g, T, T) { return g; }
-  template <class T>
-  static CAIRN_INLINE T db(T g, T, T) { return -g; }
+  static CAIRN_INLINE auto da(auto g, auto, auto) { return g; }
+  static CAIRN_INLINE auto db(auto g, auto, auto) { return -g; }
 };
 
-struct Mul {
-  static constexpr int kDaReads = kReadsB;
-  static constexpr int kDbReads = kReadsA;
-  template <class T>
-  static CAIRN_INLINE T f(T a, T b) {
-    return wrapping([](auto p, auto q) { return p * q; }, a, b);
-  }
-  template <class T>
-  static CAIRN_INLINE T da(T g, T, T b) { return g * b; }
-  template <class T>
-  static CAIRN_INLINE T db(T g, T a, T) { return g * a; }
+struct Mul : Reads<kReadsB, kReadsA> {
+  static CAIRN_INLINE auto f(auto a, auto b) { return product(a, b); }
+  static CAIRN_INLINE auto da(auto g, auto, auto b) { return g * b; }
+  static CAIRN_INLINE auto db(auto g, auto a, auto) { return g * a; }
 };
 
-struct Div {  // floating only
-  static constexpr int kDaReads = kReadsB;
-  static constexpr int kDbReads = kReadsA | kReadsB;
-  template <class T>
-  static CAIRN_INLINE T f(T a, T b) { return a / b; }
-  template <class T>
-  static CAIRN_INLINE T da(T g, T, T b) { return g / b; }
-  template <class T>
-  static CAIRN_INLINE T db(T g, T a, T b) { return -g * ((a / b) / b); }
+struct Div : Reads<kReadsB, kReadsA | kReadsB> {  // floating only
+  static CAIRN_INLINE auto f(auto a, auto b) { return a / b; }
+  static CAIRN_INLINE auto da(auto g, auto, auto b) { return g / b; }
+  static CAIRN_INLINE auto db(auto g, auto a, auto b) { return -g * ((a / b) / b); }
 };
 
-struct Pow {
-  static constexpr int kDaReads = kReadsA | kReadsB;
-  static constexpr int kDbReads = kReadsA | kReadsB;
+struct Pow : Reads<kReadsA | kReadsB, kReadsA | kReadsB> {
   template <class T>
   static CAIRN_INLINE T f(T a, T b) {
     if constexpr (std::is_floating_point_v<T>) {
@@ -399,81 +313,59 @@ struct Pow {
       if (b < T(0)) return a == T(1) ? T(1) : a == T(-1) ? (b % T(2) == 0 ? T(1) : T(-1)) : T(0);
       T result = T(1);
       for (; b > T(0); b = static_cast<T>(b / 2)) {
-        if (b % 2 != 0) result = Mul::f(result, a);
-        a = Mul::f(a, a);
+        if (b % 2 != 0) result = product(result, a);
+        a = product(a, a);
       }
       return result;
     }
   }
-  template <class T>
-  static CAIRN_INLINE T da(T g, T a, T b) {
-    return b == T(0) ? T(0) : g * (b * std::pow(a, b - T(1)));
+  static CAIRN_INLINE auto da(auto g, auto a, auto b) {
+    return b == 0 ? decltype(g)(0) : g * (b * std::pow(a, b - 1));
   }
-  template <class T>
-  static CAIRN_INLINE T db(T g, T a, T b) {
-    return a == T(0) && b >= T(0) ? T(0) : g * (std::pow(a, b) * std::log(a));
+  static CAIRN_INLINE auto db(auto g, auto a, auto b) {
+    return a == 0 && b >= 0 ? decltype(g)(0) : g * (std::pow(a, b) * std::log(a));
   }
 };
 
-struct Maximum {
-  static constexpr int kDaReads = kReadsA | kReadsB;
-  static constexpr int kDbReads = kReadsA | kReadsB;
-  template <class T>
-  static CAIRN_INLINE T f(T a, T b) { return a > b || a != a ? a : b; }
-  template <class T>
-  static CAIRN_INLINE T da(T g, T a, T b) {
-    return fast::select(a < b, T(0), fast::select(a == b, g / T(2), g));
-  }
-  template <class T>
-  static CAIRN_INLINE T db(T g, T a, T b) {
-    return fast::select(a > b, T(0), fast::select(a == b, g / T(2), g));
-  }
+// g, halved where a and b are equal, 0 where the other one won. NaN wins for both.
+CAIRN_INLINE auto winner_share(auto g, bool lost, bool tie) {
+  return fast::select(lost, decltype(g)(0), fast::select(tie, g / 2, g));
+}
+
+struct Maximum : Reads<kReadsA | kReadsB, kReadsA | kReadsB> {
+  static CAIRN_INLINE auto f(auto a, auto b) { return ((a > b) | (a != a)) ? a : b; }
+  static CAIRN_INLINE auto da(auto g, auto a, auto b) { return winner_share(g, a < b, a == b); }
+  static CAIRN_INLINE auto db(auto g, auto a, auto b) { return winner_share(g, a > b, a == b); }
 };
 
-struct Minimum {
-  static constexpr int kDaReads = kReadsA | kReadsB;
-  static constexpr int kDbReads = kReadsA | kReadsB;
-  template <class T>
-  static CAIRN_INLINE T f(T a, T b) { return a < b || a != a ? a : b; }
-  template <class T>
-  static CAIRN_INLINE T da(T g, T a, T b) {
-    return fast::select(a > b, T(0), fast::select(a == b, g / T(2), g));
-  }
-  template <class T>
-  static CAIRN_INLINE T db(T g, T a, T b) {
-    return fast::select(a < b, T(0), fast::select(a == b, g / T(2), g));
-  }
+struct Minimum : Reads<kReadsA | kReadsB, kReadsA | kReadsB> {
+  static CAIRN_INLINE auto f(auto a, auto b) { return ((a < b) | (a != a)) ? a : b; }
+  static CAIRN_INLINE auto da(auto g, auto a, auto b) { return winner_share(g, a > b, a == b); }
+  static CAIRN_INLINE auto db(auto g, auto a, auto b) { return winner_share(g, a < b, a == b); }
 };
 
-struct FloorDivide {  // integers: the divisor is not 0
-  static constexpr int kDaReads = 0;
-  static constexpr int kDbReads = 0;
+struct FloorDivide : Reads<0, 0> {  // integers: the divisor is not 0
   template <class T>
   static CAIRN_INLINE T f(T a, T b) {
     if constexpr (std::is_floating_point_v<T>) {
       if (b == T(0)) return a / b;
       // From the exact remainder; rounding a / b first could land on the next integer.
       const T rest = std::fmod(a, b);
-      const T quotient = (a - rest) / b - (rest != T(0) && (rest < T(0)) != (b < T(0)) ? T(1) : T(0));
-      const T whole = std::nearbyint(quotient);
-      return quotient == T(0) ? std::copysign(T(0), a / b) : whole;
+      const T below = rest != T(0) && (rest < T(0)) != (b < T(0)) ? T(1) : T(0);
+      const T quotient = (a - rest) / b - below;
+      return quotient == T(0) ? std::copysign(T(0), a / b) : std::nearbyint(quotient);
     } else if constexpr (std::is_signed_v<T>) {
-      if (b == T(-1)) return Neg::f(a);  // the lowest integer has no positive twin
-      const T quotient = static_cast<T>(a / b);
-      return static_cast<T>(quotient - (a % b != 0 && (a < 0) != (b < 0)));
+      if (b == T(-1)) return negated(a);  // the lowest integer has no positive twin
+      return static_cast<T>(a / b - (a % b != 0 && (a < 0) != (b < 0)));
     } else {
       return static_cast<T>(a / b);
     }
   }
-  template <class T>
-  static CAIRN_INLINE T da(T, T, T) { return T(0); }
-  template <class T>
-  static CAIRN_INLINE T db(T, T, T) { return T(0); }
+  static CAIRN_INLINE auto da(auto g, auto, auto) { return decltype(g)(0); }
+  static CAIRN_INLINE auto db(auto g, auto, auto) { return decltype(g)(0); }
 };
 
-struct Remainder {  // sign of the divisor; integers: the divisor is not 0
-  static constexpr int kDaReads = 0;
-  static constexpr int kDbReads = kReadsA | kReadsB;
+struct Remainder : Reads<0, kReadsA | kReadsB> {  // sign of the divisor; integers: it is not 0
   template <class T>
   static CAIRN_INLINE T f(T a, T b) {
     if constexpr (std::is_floating_point_v<T>) {
@@ -487,62 +379,51 @@ struct Remainder {  // sign of the divisor; integers: the divisor is not 0
       return static_cast<T>(a % b);
     }
   }
-  template <class T>
-  static CAIRN_INLINE T da(T g, T, T) { return g; }
-  template <class T>
-  static CAIRN_INLINE T db(T g, T a, T b) { return -g * FloorDivide::f(a, b); }
+  static CAIRN_INLINE auto da(auto g, auto, auto) { return g; }
+  static CAIRN_INLINE auto db(auto g, auto a, auto b) { return -g * FloorDivide::f(a, b); }
 };
 
-// --- tests: f -> bool ----------------------------------------------------------------------------------------
+// --- tests: f -> bool
+// ----------------------------------------------------------------------------------
 
 struct Eq {
-  template <class T>
-  static CAIRN_INLINE bool f(T a, T b) { return a == b; }
+  static CAIRN_INLINE bool f(auto a, auto b) { return a == b; }
 };
 struct Ne {
-  template <class T>
-  static CAIRN_INLINE bool f(T a, T b) { return a != b; }
+  static CAIRN_INLINE bool f(auto a, auto b) { return a != b; }
 };
 struct Lt {
-  template <class T>
-  static CAIRN_INLINE bool f(T a, T b) { return a < b; }
+  static CAIRN_INLINE bool f(auto a, auto b) { return a < b; }
 };
 struct Le {
-  template <class T>
-  static CAIRN_INLINE bool f(T a, T b) { return a <= b; }
+  static CAIRN_INLINE bool f(auto a, auto b) { return a <= b; }
 };
 struct Gt {
-  template <class T>
-  static CAIRN_INLINE bool f(T a, T b) { return a > b; }
+  static CAIRN_INLINE bool f(auto a, auto b) { return a > b; }
 };
 struct Ge {
-  template <class T>
-  static CAIRN_INLINE bool f(T a, T b) { return a >= b; }
+  static CAIRN_INLINE bool f(auto a, auto b) { return a >= b; }
 };
 struct LogicalAnd {
-  template <class T>
-  static CAIRN_INLINE bool f(T a, T b) { return (a != T(0)) & (b != T(0)); }
+  static CAIRN_INLINE bool f(auto a, auto b) { return (a != 0) & (b != 0); }
 };
 struct LogicalOr {
-  template <class T>
-  static CAIRN_INLINE bool f(T a, T b) { return (a != T(0)) | (b != T(0)); }
+  static CAIRN_INLINE bool f(auto a, auto b) { return (a != 0) | (b != 0); }
 };
 struct LogicalNot {
-  template <class T>
-  static CAIRN_INLINE bool f(T x) { return x == T(0); }
+  static CAIRN_INLINE bool f(auto x) { return x == 0; }
 };
 struct IsNan {
-  template <class T>
-  static CAIRN_INLINE bool f(T x) { return x != x; }
+  static CAIRN_INLINE bool f(auto x) { return x != x; }
 };
 struct IsFinite {
-  template <class T>
-  static CAIRN_INLINE bool f(T x) { return x - x == T(0); }
+  static CAIRN_INLINE bool f(auto x) { return x - x == 0; }
 };
 
 }  // namespace cairn::functors
 
-// --- rows: X(name of the op, functor). The kernels' slots are named after the op: exp_fwd, exp_bwd. -----
+// --- rows: X(name of the op, functor). The kernels' slots are named after the op: exp_fwd,
+// exp_bwd. -----
 
 // Results of integers are f32.
 #define CAIRN_UNARY_FLOATING(X) \
@@ -588,28 +469,28 @@ struct IsFinite {
   CAIRN_UNARY_FLOATING_CUSTOM(X) \
   CAIRN_UNARY_ANY_CUSTOM(X)
 
-#define CAIRN_BINARY(X)         \
-  X(add, Add)                   \
-  X(sub, Sub)                   \
-  X(mul, Mul)                   \
-  X(div, Div)                   \
-  X(pow, Pow)                   \
-  X(maximum, Maximum)           \
-  X(minimum, Minimum)           \
-  X(floor_divide, FloorDivide)  \
+#define CAIRN_BINARY(X)        \
+  X(add, Add)                  \
+  X(sub, Sub)                  \
+  X(mul, Mul)                  \
+  X(div, Div)                  \
+  X(pow, Pow)                  \
+  X(maximum, Maximum)          \
+  X(minimum, Minimum)          \
+  X(floor_divide, FloorDivide) \
   X(remainder, Remainder)
 
-#define CAIRN_COMPARE(X)      \
-  X(eq, Eq)                   \
-  X(ne, Ne)                   \
-  X(lt, Lt)                   \
-  X(le, Le)                   \
-  X(gt, Gt)                   \
-  X(ge, Ge)                   \
-  X(logical_and, LogicalAnd)  \
+#define CAIRN_COMPARE(X)     \
+  X(eq, Eq)                  \
+  X(ne, Ne)                  \
+  X(lt, Lt)                  \
+  X(le, Le)                  \
+  X(gt, Gt)                  \
+  X(ge, Ge)                  \
+  X(logical_and, LogicalAnd) \
   X(logical_or, LogicalOr)
 
-#define CAIRN_TEST(X)         \
-  X(logical_not, LogicalNot)  \
-  X(isnan, IsNan)             \
+#define CAIRN_TEST(X)        \
+  X(logical_not, LogicalNot) \
+  X(isnan, IsNan)            \
   X(isfinite, IsFinite)

@@ -1,18 +1,18 @@
 // Slots of picking, sorting and triangles.
-// Invariant: indices were checked by the op (first_invalid); where several indices name one element,
-// contributions are added in the order of the indices.
+// Invariant: indices were checked by the op (first_invalid); where several indices name one
+// element, contributions are added in the order of the indices.
 #pragma once
 
 #include "cairn/kernels/slot.h"
 
 namespace cairn::kernels {
 
-// Looks for the first entry (row-major) of index (i64 or i32) outside [0, size): its position, or -1,
-// and its value.
+// Looks for the first entry (row-major) of index (i64 or i32) outside [0, size): its position, or
+// -1, and its value.
 extern Slot<void(In index, int64_t size, int64_t& position, int64_t& value)> first_invalid;
 
-// y[o, k, :] = x[o, index[k], :], all contiguous: x [outer, n, inner], y [outer, count, inner]; index
-// 1-d i64 or i32, contiguous.
+// y[o, k, :] = x[o, index[k], :], all contiguous: x [outer, n, inner], y [outer, count, inner];
+// index 1-d i64 or i32, contiguous.
 extern Slot<void(Out y, In x, In index, int64_t outer, int64_t n, int64_t inner)> index_select_fwd;
 // dx[o, index[k], :] += g[o, k, :], shapes as above; dx already holds numbers.
 extern Slot<void(Out dx, In g, In index, int64_t outer, int64_t n, int64_t inner)> index_add;
@@ -22,8 +22,8 @@ extern Slot<void(Out y, In x, int64_t dim, In index)> gather_fwd;
 // y at index along dim += src; src's shape is at least index's. y already holds numbers.
 extern Slot<void(Out y, int64_t dim, In index, In src)> scatter_add;
 
-// Rows of x [rows, n], contiguous, to values and indices [rows, k], contiguous: the k first in order.
-// k == n is a full sort. NaN counts as the largest; ties in order of index.
+// Rows of x [rows, n], contiguous, to values and indices [rows, k], contiguous: the k first in
+// order. k == n is a full sort. NaN counts as the largest; ties in order of index.
 extern Slot<void(Out values, Out indices, In x, bool descending)> top_rows;
 
 // Number of elements that are not zero, and their indices [count, rank], row-major order.

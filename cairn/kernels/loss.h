@@ -11,8 +11,8 @@ namespace cairn::kernels {
 // How the rows' losses become the output: 0-d for mean and sum.
 enum class LossReduction { none, mean, sum };
 
-// Throws "op: target must be in [0, C), got T at position P" for the first class of target (i64) that
-// lies outside and is not ignore_index.
+// Throws "op: target must be in [0, C), got T at position P" for the first class of target (i64)
+// that lies outside and is not ignore_index.
 extern Slot<void(std::string_view op, In target, int64_t classes, int64_t ignore_index)>
     check_classes;
 
@@ -35,8 +35,8 @@ extern Slot<void(const Dst& dlogits, const Dst& dtarget, In dloss, In norms, In 
     cross_entropy_bwd;
 
 // log_probs [N, C, D]; target i64 [N, D]; weight [C] or undefined; loss [N, D] or one element.
-extern Slot<void(Out loss, Out denominator, In log_probs, In target, In weight, int64_t ignore_index,
-                 LossReduction reduction)>
+extern Slot<void(Out loss, Out denominator, In log_probs, In target, In weight,
+                 int64_t ignore_index, LossReduction reduction)>
     nll_loss_fwd;
 // dlog_probs (cleared before) like log_probs.
 extern Slot<void(Out dlog_probs, In dloss, In denominator, In target, In weight,

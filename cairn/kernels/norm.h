@@ -20,7 +20,7 @@ struct NormBlocks {
 
 // x, y, residual [N, C, ...] with C innermost in memory and no gaps, all of one dtype; the matrix
 // has R = numel / C rows. w and b [C] contiguous, any floating dtype, or undefined (1 and 0).
-// mean and rstd [C] f64. work: f64, at least batch_norm_work(R, C) elements; coef: at least 4 C
+// mean and rstd [C] f64. work: f64, at least batch_norm_work(R, C) elements; coef: at least 5 C
 // elements of f64 for f64 input, else f32. Both are scratch.
 inline int64_t batch_norm_work(int64_t rows, int64_t channels) {
   return 2 * channels * std::max<int64_t>(1, NormBlocks(rows).count);
@@ -38,11 +38,14 @@ extern Slot<void(Out mean, Out rstd, In running_mean, In running_var, double eps
 // y = (x - mean) rstd w + b (+ residual), then max(0, .) if relu.
 extern Slot<void(Out y, Out coef, In x, In residual, In w, In b, In mean, In rstd, bool relu)>
     batch_norm_apply;
-// dy like y. y is defined when the forward ended in relu: where y <= 0 the gradient is dropped.
-// dx and dresidual have x's layout; dw and db [C], any stride. In training the statistics depend on
-// x, so dx = w rstd (dy - mean(dy) - xhat mean(dy xhat)); else dx = w rstd dy.
+// dy like y. relu: the forward ended in it, and where its output is not above zero the gradient is
+// dropped; the output is y, or, where y is undefined (there was no residual), computed again from
+// x, w and b. dx and dresidual have x's layout; dw and db [C], any stride. In training the
+// statistics depend on x, so dx = w rstd (dy - mean(dy) - xhat mean(dy xhat)); else dx = w rstd dy.
+// dresidual is written before dx; they may be one memory (dx.add then).
 extern Slot<void(const Dst& dx, const Dst& dresidual, const Dst& dw, const Dst& db, Out work,
-                 Out coef, In dy, In x, In y, In w, In mean, In rstd, bool training)>
+                 Out coef, In dy, In x, In y, In w, In b, In mean, In rstd, bool relu,
+                 bool training)>
     batch_norm_bwd;
 
 // x, y [R, D] contiguous of one dtype; w and b [D] of x's dtype, contiguous or undefined.

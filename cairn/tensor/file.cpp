@@ -45,8 +45,8 @@ void ReadFile::read(void* to, int64_t bytes, int64_t offset) const {
   auto* at = static_cast<char*>(to);
   const int64_t wanted = bytes;
   while (bytes > 0) {
-    const ssize_t got =
-        ::pread(file_, at, static_cast<size_t>(std::min(bytes, kPiece)), static_cast<off_t>(offset));
+    const ssize_t got = ::pread(file_, at, static_cast<size_t>(std::min(bytes, kPiece)),
+                                static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) fail(op_, ": '", path_, "' cannot be read: ", reason(errno));
     if (got == 0)

@@ -22,7 +22,8 @@ class ReadFile {
   // Bytes at the time of opening.
   int64_t size() const { return size_; }
   const std::string& path() const { return path_; }
-  // Fills `bytes` bytes from `offset`; throws Error when the file ends before (it shrank meanwhile).
+  // Fills `bytes` bytes from `offset`; throws Error when the file ends before (it shrank
+  // meanwhile).
   void read(void* to, int64_t bytes, int64_t offset) const;
 
  private:

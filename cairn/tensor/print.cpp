@@ -43,7 +43,8 @@ class Printer {
   static constexpr int64_t kIndent = 7;  // of "tensor("
 
  private:
-  // Calls fn(i) for the indices of dimension `dim` that are shown, and gap() where some are left out.
+  // Calls fn(i) for the indices of dimension `dim` that are shown, and gap() where some are left
+  // out.
   template <class Fn, class Gap>
   void for_shown(size_t dim, Fn&& fn, Gap&& gap) const {
     const int64_t size = t_.shape()[dim];
@@ -86,8 +87,7 @@ class Printer {
         whole_ = whole_ && v == std::ceil(v);
       });
       if (high == 0) return;  // only zeros and non-finite values: no width to agree on
-      scientific_ =
-          high / low > kFixedRatio || high > kFixedMax || (!whole_ && low < kFixedMin);
+      scientific_ = high / low > kFixedRatio || high > kFixedMax || (!whole_ && low < kFixedMin);
       visit(0, 0, [&](int64_t offset) {
         const double v = floating(offset);
         if (v != 0 && std::isfinite(v)) widen(floating_text(v));
@@ -135,8 +135,9 @@ class Printer {
     const int64_t per_line =
         deeper > 0 ? 1
                    : std::max<int64_t>(1, (kLineWidth - indent) / static_cast<int64_t>(width_ + 2));
-    const std::string next = "," + std::string(std::max<size_t>(1, deeper), '\n') +
-                             std::string(static_cast<size_t>(indent + 1), ' ');
+    std::string next = ",";
+    next.append(std::max<size_t>(1, deeper), '\n');
+    next.append(static_cast<size_t>(indent + 1), ' ');
     std::string out = "[";
     for (size_t i = 0; i < parts.size(); ++i) {
       if (i > 0) out += static_cast<int64_t>(i) % per_line == 0 ? next : ", ";

@@ -34,18 +34,17 @@ struct TypeName {
   DType dtype;
 };
 // The order of writing, widest first.
-constexpr TypeName kTypes[] = {{"I64", DType::i64}, {"F64", DType::f64},   {"F32", DType::f32},
-                               {"I32", DType::i32}, {"BF16", DType::bf16}, {"U8", DType::u8},
+constexpr TypeName kTypes[] = {{"I64", DType::i64},     {"F64", DType::f64},   {"F32", DType::f32},
+                               {"I32", DType::i32},     {"BF16", DType::bf16}, {"U8", DType::u8},
                                {"BOOL", DType::boolean}};
 constexpr const char* kOtherTypes[] = {"F16", "I16",     "U16",     "I8",      "U32",
                                        "U64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "C64"};
 constexpr const char* kNarrowTypes[] = {"F4", "F6_E2M3", "F6_E3M2"};
 
 size_t write_order(DType dtype) {
-  return static_cast<size_t>(
-      std::find_if(std::begin(kTypes), std::end(kTypes),
-                   [&](const TypeName& t) { return t.dtype == dtype; }) -
-      std::begin(kTypes));
+  return static_cast<size_t>(std::find_if(std::begin(kTypes), std::end(kTypes),
+                                          [&](const TypeName& t) { return t.dtype == dtype; }) -
+                             std::begin(kTypes));
 }
 
 // `'file' breaks rule R5: what must be, got what`.
@@ -220,10 +219,10 @@ bool HeaderReader::key(string_t& name) {
 
 bool HeaderReader::end_object() {
   if (level_ == Level::tensor && fields_ != kAllFields)
-    return stop("R4", "tensor '", entries_.back().name,
-                "' must have dtype, shape and data_offsets once each, got no ",
-                (fields_ & kDType) == 0 ? "dtype"
-                                        : ((fields_ & kShape) == 0 ? "shape" : "data_offsets"));
+    return stop(
+        "R4", "tensor '", entries_.back().name,
+        "' must have dtype, shape and data_offsets once each, got no ",
+        (fields_ & kDType) == 0 ? "dtype" : ((fields_ & kShape) == 0 ? "shape" : "data_offsets"));
   level_ = Level::header;
   return true;
 }
@@ -327,8 +326,8 @@ Tensor read_tensor(const ReadFile& file, const Entry& entry, int64_t data_start)
 std::map<std::string, std::string> read_index(const std::string& path) {
   const ReadFile file(path, kLoad);
   if (static_cast<uint64_t>(file.size()) > kMaxHeader)
-    throw Error(broken(path, "R1", "index must have at most ", kMaxHeader, " bytes, got ",
-                       file.size()));
+    throw Error(
+        broken(path, "R1", "index must have at most ", kMaxHeader, " bytes, got ", file.size()));
   std::string text(static_cast<size_t>(file.size()), '\0');
   file.read(text.data(), file.size(), 0);
   std::set<std::string> keys;
@@ -403,8 +402,8 @@ std::string header_text(const std::string& path, std::span<const Item> items,
   int64_t at = 0;
   for (const auto& [name, tensor] : items) {
     comma();
-    header += cat(quoted(path, *name), ":{\"dtype\":\"",
-                  kTypes[write_order(tensor->dtype())].name, "\",\"shape\":[");
+    header += cat(quoted(path, *name), ":{\"dtype\":\"", kTypes[write_order(tensor->dtype())].name,
+                  "\",\"shape\":[");
     for (size_t i = 0; i < tensor->shape().size(); ++i)
       header += cat(i == 0 ? "" : ",", tensor->shape()[i]);
     const int64_t end = checked_add(at, tensor->nbytes(), kSave);
@@ -427,8 +426,9 @@ std::map<std::string, Tensor> load_safetensors(const std::string& path,
   std::map<std::string, std::string> read_metadata;
   HeaderReader reader(path, metadata != nullptr ? &read_metadata : nullptr);
   if (!is_plain_object_text(header))
-    throw Error(broken(path, "R2", "header must be a JSON object that starts with '{' and has no "
-                                   "zero bytes"));
+    throw Error(broken(path, "R2",
+                       "header must be a JSON object that starts with '{' and has no "
+                       "zero bytes"));
   if (!nlohmann::json::sax_parse(header, &reader)) throw Error(reader.error());
   const auto data_start = static_cast<int64_t>(8 + header.size());
   check_layout(path, reader.entries(), static_cast<uint64_t>(file.size() - data_start));
@@ -451,8 +451,8 @@ std::map<std::string, Tensor> load_sharded_safetensors(const std::string& index_
     if (fresh) it->second = load_safetensors(folder + shard);
     const auto found = it->second.find(name);
     if (found == it->second.end())
-      throw Error(broken(index_path, "R12", "tensor '", name, "' must exist in shard '", shard,
-                         "'"));
+      throw Error(
+          broken(index_path, "R12", "tensor '", name, "' must exist in shard '", shard, "'"));
     tensors.emplace(name, found->second);
   }
   return tensors;

@@ -1,6 +1,6 @@
 // Reading and writing of safetensors files: a JSON header, then the tensors' bytes.
-// Invariant: a file is checked whole before the first tensor is made, and nothing is allocated on the
-// word of a number in the file: the tensors together are never larger than the file.
+// Invariant: a file is checked whole before the first tensor is made, and nothing is allocated on
+// the word of a number in the file: the tensors together are never larger than the file.
 //
 // The reader's rules; an error names the file and the rule it breaks:
 //   R1   At least 8 bytes; they hold the header's length, at most 100,000,000 and inside the file.
@@ -15,10 +15,12 @@
 //   R8   At most 1,000,000 tensors, names of at most 4,096 bytes.
 //   R9   Values are not looked at: NaN and infinities pass. (Bytes of a BOOL are: only 0 and 1 are
 //        values of a bool.)
-//   R10  The file is a regular one, read with pread; one that shrinks meanwhile is an error. (The text
+//   R10  The file is a regular one, read with pread; one that shrinks meanwhile is an error. (The
+//   text
 //        of these two says so itself, as any reader of files in the library does.)
 //   R11  Types narrower than a byte are refused.
-//   R12  In the index of a sharded set, shards are plain file names beside the index, and each listed
+//   R12  In the index of a sharded set, shards are plain file names beside the index, and each
+//   listed
 //        tensor exists in its shard.
 #pragma once
 

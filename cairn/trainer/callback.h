@@ -1,7 +1,8 @@
 // Callback: something that watches a run, or steers it, without being part of the model.
 // Invariant: hooks are called in the order written here (a test pins it); of one hook, every
-// callback's comes first, in the order of TrainerOptions::callbacks with checkpoint callbacks last, and
-// then the module's own. Only on_train_epoch_end differs: checkpoint callbacks come after the module.
+// callback's comes first, in the order of TrainerOptions::callbacks with checkpoint callbacks last,
+// and then the module's own. Only on_train_epoch_end differs: checkpoint callbacks come after the
+// module.
 #pragma once
 
 #include <concepts>
@@ -37,7 +38,8 @@ class Callback {
 
   virtual void on_train_start(Trainer&, TrainingModule&) {}
   virtual void on_train_epoch_start(Trainer&, TrainingModule&) {}
-  virtual void on_train_batch_start(Trainer&, TrainingModule&, const Batch&, int64_t /*batch_idx*/) {}
+  virtual void on_train_batch_start(Trainer&, TrainingModule&, const Batch&,
+                                    int64_t /*batch_idx*/) {}
   virtual void on_before_zero_grad(Trainer&, TrainingModule&, optim::Optimizer&) {}
   virtual void on_before_backward(Trainer&, TrainingModule&, const Tensor& /*loss*/) {}
   virtual void on_after_backward(Trainer&, TrainingModule&) {}
@@ -61,7 +63,8 @@ class Callback {
 
   virtual void on_test_start(Trainer&, TrainingModule&) {}
   virtual void on_test_epoch_start(Trainer&, TrainingModule&) {}
-  virtual void on_test_batch_start(Trainer&, TrainingModule&, const Batch&, int64_t /*batch_idx*/) {}
+  virtual void on_test_batch_start(Trainer&, TrainingModule&, const Batch&, int64_t /*batch_idx*/) {
+  }
   virtual void on_test_batch_end(Trainer&, TrainingModule&, const Batch&, int64_t /*batch_idx*/) {}
   virtual void on_test_epoch_end(Trainer&, TrainingModule&) {}
   virtual void on_test_end(Trainer&, TrainingModule&) {}
@@ -99,11 +102,11 @@ class Held {
  public:
   Held() = default;
   template <class T>
-    requires std::derived_from<T, Base>
-  Held(T value) : object_(std::make_shared<T>(std::move(value))) {}
+  requires std::derived_from<T, Base> Held(T value)
+      : object_(std::make_shared<T>(std::move(value))) {}
   template <class T>
-    requires std::derived_from<T, Base>
-  Held(std::shared_ptr<T> object) : object_(std::move(object)) {}
+  requires std::derived_from<T, Base> Held(std::shared_ptr<T> object)
+      : object_(std::move(object)) {}
 
   Base* get() const { return object_.get(); }
   Base* operator->() const { return object_.get(); }

@@ -139,8 +139,10 @@ void read_sections(const std::string& text, Checkpoint& c) {
 const std::string& field(const std::map<std::string, std::string>& metadata,
                          const std::string& path, const char* key) {
   const auto it = metadata.find(key);
-  check(it != metadata.end(), "load_checkpoint: '", path, "' must be a checkpoint of Cairn, got a file "
-        "without '", key, "'");
+  check(it != metadata.end(), "load_checkpoint: '", path,
+        "' must be a checkpoint of Cairn, got a file "
+        "without '",
+        key, "'");
   return it->second;
 }
 
@@ -154,9 +156,8 @@ void check_version(const std::map<std::string, std::string>& metadata, const std
         "load_checkpoint: '", path, "' must have a format version that is a number, got '",
         text.substr(0, 40), "'");
   const int64_t version = std::stoll(text);
-  check(version <= kCheckpointVersion, "load_checkpoint: '", path,
-        "' must have format version ", kCheckpointVersion, " or lower, got ", version,
-        "; a newer Cairn wrote it");
+  check(version <= kCheckpointVersion, "load_checkpoint: '", path, "' must have format version ",
+        kCheckpointVersion, " or lower, got ", version, "; a newer Cairn wrote it");
 }
 
 }  // namespace

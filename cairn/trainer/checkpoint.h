@@ -25,12 +25,12 @@ inline constexpr int64_t kCheckpointVersion = 1;
 struct Checkpoint {
   using Tensors = std::map<std::string, Tensor>;
 
-  int64_t epoch = 0;        // the epoch it was made in, counted from 0
-  int64_t global_step = 0;  // optimizer steps done
-  std::string version;      // of the library that wrote it
+  int64_t epoch = 0;          // the epoch it was made in, counted from 0
+  int64_t global_step = 0;    // optimizer steps done
+  std::string version;        // of the library that wrote it
   bool weights_only = false;  // no more than state_dict and hyper_parameters
 
-  Tensors state_dict;        // of the TrainingModule: parameters and persistent buffers
+  Tensors state_dict;         // of the TrainingModule: parameters and persistent buffers
   Tensors optimizer_tensors;  // moments and the like
   State optimizer;
   State lr_schedulers;
@@ -40,7 +40,7 @@ struct Checkpoint {
   State rng;          // the default generator
   State loader;       // the training loader's place and order
   State datamodule;
-  State loggers;      // how far each log is, by its number
+  State loggers;                           // how far each log is, by its number
   std::map<std::string, State> callbacks;  // by state_key()
   State hyper_parameters;
   State user;  // for on_save_checkpoint and on_load_checkpoint
@@ -48,12 +48,12 @@ struct Checkpoint {
 };
 
 void save_checkpoint(const std::string& path, const Checkpoint& checkpoint);
-// Throws Error with one sentence for a file that is missing, truncated, corrupt, no checkpoint, or of
-// a newer version.
+// Throws Error with one sentence for a file that is missing, truncated, corrupt, no checkpoint, or
+// of a newer version.
 Checkpoint load_checkpoint(const std::string& path);
 
-// Copies the weights into `model`; keys and shapes must agree, else one Error names the file and lists
-// every missing, unexpected and mismatched key.
+// Copies the weights into `model`; keys and shapes must agree, else one Error names the file and
+// lists every missing, unexpected and mismatched key.
 void load_weights(nn::Module& model, const Checkpoint& checkpoint, const std::string& path);
 
 }  // namespace cairn::trainer

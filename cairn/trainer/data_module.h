@@ -1,6 +1,6 @@
 // DataModule: the loaders of all stages in one place, with what they need beforehand.
-// Invariant: the module owns its loaders and keeps them alive until teardown; a stage that is switched
-// off never asks for its loader.
+// Invariant: the module owns its loaders and keeps them alive until teardown; a stage that is
+// switched off never asks for its loader.
 #pragma once
 
 #include "cairn/data/data_loader.h"

@@ -99,8 +99,8 @@ void Trainer::run_evaluation(const RunOptions& options) {
 
 int64_t Trainer::limit_batches(const Limit& limit, int64_t size) const {
   const int64_t batches = limit.of(size);
-  check(batches > 0 || size == 0, "Trainer: a limit of ", limit, " must leave at least one of ", size,
-        " batches");
+  check(batches > 0 || size == 0, "Trainer: a limit of ", limit, " must leave at least one of ",
+        size, " batches");
   return batches;
 }
 
@@ -143,7 +143,8 @@ void Trainer::evaluate_batch(const Evaluation& kind, Batch batch, int64_t batch_
   batch = transfer(std::move(batch));
   metrics_.begin_batch(true);
   metrics_.context.batch_size = batch.size();
-  call(kind.names.batch_start, kind.batch_start.callback, kind.batch_start.module, batch, batch_idx);
+  call(kind.names.batch_start, kind.batch_start.callback, kind.batch_start.module, batch,
+       batch_idx);
   if (kind.step != nullptr) {
     call_own(kind.names.step, kind.step, batch, batch_idx);
     call(kind.names.batch_end, kind.batch_end.callback, kind.batch_end.module, batch, batch_idx);

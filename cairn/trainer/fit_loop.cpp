@@ -1,6 +1,6 @@
 // The training loop: epochs, batches, accumulation, validation in between.
-// Invariant: wherever a checkpoint can be made, progress_ tells exactly what is done; the loop decides
-// from progress_ alone what comes next.
+// Invariant: wherever a checkpoint can be made, progress_ tells exactly what is done; the loop
+// decides from progress_ alone what comes next.
 #include <algorithm>
 #include <utility>
 
@@ -15,8 +15,7 @@ void Trainer::run_fit(const RunOptions& options) {
   restore_modules();
   strategy_->setup(*model_);
   optimizer_ = model_->configure_optimizers();
-  check(optimizer_.optimizer != nullptr,
-        "configure_optimizers: optimizer must be given, got none");
+  check(optimizer_.optimizer != nullptr, "configure_optimizers: optimizer must be given, got none");
   const bool resumed = resume_.has_value();
   restore_training();
   for (const auto& logger : loggers_) logger->log_hyperparams(model_->hyper_parameters());
@@ -88,15 +87,13 @@ void Trainer::sanity_check() {
 }
 
 // Nothing to train from the start: then no training hook is called at all.
-bool Trainer::fits_nothing() const {
-  return options_.limit_train_batches.is_zero() || done();
-}
+bool Trainer::fits_nothing() const { return options_.limit_train_batches.is_zero() || done(); }
 
 bool Trainer::done() const {
   if (options_.max_steps >= 0 && progress_.global_step >= options_.max_steps) return true;
   if (max_epochs_ && progress_.epoch >= *max_epochs_) return true;
-  const bool early = stop_requested_ || (options_.max_time &&
-                                         progress_.seconds >= options_.max_time->seconds());
+  const bool early =
+      stop_requested_ || (options_.max_time && progress_.seconds >= options_.max_time->seconds());
   return early && progress_.epoch >= options_.min_epochs.value_or(0) &&
          progress_.global_step >= options_.min_steps.value_or(0);
 }
@@ -153,13 +150,14 @@ EpochControl Trainer::train_batch(Batch batch) {
            &TrainingModule::on_train_batch_start, batch, batch_idx) == EpochControl::skip_rest)
     return EpochControl::skip_rest;
 
-  const bool closes_window = (batch_idx + 1) % options_.accumulate_grad_batches == 0 ||
-                             batch_idx + 1 == train_batches_;
+  const bool closes_window =
+      (batch_idx + 1) % options_.accumulate_grad_batches == 0 || batch_idx + 1 == train_batches_;
   const Tensor loss = forward_backward(batch, batch_idx, closes_window);
   if (closes_window && progress_.window > 0) step_optimizer();
   ++progress_.batch;
   ++progress_.total_batches;
-  if (progress_.batch == train_batches_ && !(optimizer_.schedule && optimizer_.schedule->needs_metric()))
+  if (progress_.batch == train_batches_ &&
+      !(optimizer_.schedule && optimizer_.schedule->needs_metric()))
     step_schedule(optim::Interval::epoch, progress_.epoch + 1);
   count_time();
   call(hooks::kTrainBatchEnd, &Callback::on_train_batch_end, &TrainingModule::on_train_batch_end,
@@ -177,7 +175,8 @@ Tensor Trainer::forward_backward(const Batch& batch, int64_t batch_idx, bool clo
     return loss;
   }
   check(loss.numel() == 1, "training_step: loss must have one element, got shape ", loss.shape());
-  check(requires_grad(loss), "training_step: loss must depend on parameters that require a gradient");
+  check(requires_grad(loss),
+        "training_step: loss must depend on parameters that require a gradient");
   Tensor scaled = options_.accumulate_grad_batches == 1
                       ? loss
                       : div(loss, static_cast<double>(options_.accumulate_grad_batches));

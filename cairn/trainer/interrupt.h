@@ -1,6 +1,6 @@
 // Ctrl-C during a run.
-// Invariant: the signal handler only sets a flag and is gone when the scope ends; a second Ctrl-C ends
-// the process at once, as without us.
+// Invariant: the signal handler only sets a flag and is gone when the scope ends; a second Ctrl-C
+// ends the process at once, as without us.
 #pragma once
 
 #include <csignal>

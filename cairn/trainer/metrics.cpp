@@ -48,15 +48,16 @@ template <class T>
 void MetricStore::log_value(std::string_view name, const T& value, const LogOptions& options) {
   const Hook& hook = context.hook;
   check(!name.empty(), "log: name must not be empty");
-  check(hook.log != LogRule::never, "log: '", name, "' must be logged in a step or an epoch hook, got ",
+  check(hook.log != LogRule::never, "log: '", name,
+        "' must be logged in a step or an epoch hook, got ",
         hook.name[0] == '\0' ? "a call outside of the trainer" : hook.name);
   const bool on_step = options.on_step.value_or(hook.log == LogRule::step);
   const bool on_epoch = options.on_epoch.value_or(hook.log != LogRule::step);
   check(!(on_step && hook.log == LogRule::epoch_only), "log: '", name, "' must be on_epoch in ",
         hook.name, ", got on_step");
   check(on_step || on_epoch, "log: '", name, "' must be on_step or on_epoch, got neither");
-  check(options.batch_size.value_or(1) > 0, "log: batch_size of '", name, "' must be positive, got ",
-        options.batch_size.value_or(1));
+  check(options.batch_size.value_or(1) > 0, "log: batch_size of '", name,
+        "' must be positive, got ", options.batch_size.value_or(1));
 
   Entry& entry = entry_of(name, on_step, on_epoch, options);
   entry.fresh = true;
@@ -225,14 +226,15 @@ State MetricStore::state() const {
     if (e->evaluating || !e->on_epoch) continue;
     fold(*e);
     if (e->weight == 0) continue;
-    add_prefix(out, cat(count++), {{"name", e->name},
-                                   {"hook", e->hook},
-                                   {"reduce", name_of_reduce(e->reduce)},
-                                   {"on_step", e->on_step},
-                                   {"prog_bar", e->prog_bar},
-                                   {"logger", e->logger},
-                                   {"total", e->total},
-                                   {"weight", e->weight}});
+    add_prefix(out, cat(count++),
+               {{"name", e->name},
+                {"hook", e->hook},
+                {"reduce", name_of_reduce(e->reduce)},
+                {"on_step", e->on_step},
+                {"prog_bar", e->prog_bar},
+                {"logger", e->logger},
+                {"total", e->total},
+                {"weight", e->weight}});
   }
   out["count"] = count;
   for (const auto& [name, value] : published_) out[cat("value.", name)] = value.get();

@@ -24,8 +24,8 @@ enum class Reduce : uint8_t { mean, sum, min, max };
 struct LogOptions {
   std::optional<bool> on_step = {};   // absent: by the hook (training batches yes, else no)
   std::optional<bool> on_epoch = {};  // absent: by the hook (training batches no, else yes)
-  bool prog_bar = false;         // shown by the progress bar
-  bool logger = true;            // given to the loggers
+  bool prog_bar = false;              // shown by the progress bar
+  bool logger = true;                 // given to the loggers
   Reduce reduce_fx = Reduce::mean;
   std::optional<int64_t> batch_size = {};  // weight in the mean; absent: the batch's own
 };
@@ -61,8 +61,8 @@ class MetricStore {
   };
   Context context;
 
-  // Tensors must have one element. Throws Error for a name that is empty, a hook that may not log, a
-  // level the hook does not have, and options that differ from an earlier call of the same name.
+  // Tensors must have one element. Throws Error for a name that is empty, a hook that may not log,
+  // a level the hook does not have, and options that differ from an earlier call of the same name.
   void log(std::string_view name, const Tensor& value, const LogOptions& options);
   void log(std::string_view name, double value, const LogOptions& options);
 

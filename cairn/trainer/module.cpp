@@ -56,7 +56,8 @@ void TrainingModule::clip_gradients(optim::Optimizer& optimizer, std::optional<d
 
 void TrainingModule::remember_modes() {
   modes_.clear();
-  for (const auto& [name, module] : named_modules()) modes_.emplace_back(module, module->training());
+  for (const auto& [name, module] : named_modules())
+    modes_.emplace_back(module, module->training());
 }
 
 // Parents come first, so what a parent's train() does to its children is put right afterwards.

@@ -1,6 +1,6 @@
 // TrainingModule: a model that says how it is trained.
-// Invariant: it never sees the loop; the trainer calls its steps and hooks, and what it needs to know
-// of the run it asks through the protected functions here.
+// Invariant: it never sees the loop; the trainer calls its steps and hooks, and what it needs to
+// know of the run it asks through the protected functions here.
 //
 //   struct ImageClassifier : trainer::TrainingModule {
 //     nn::ResNet model{child("model"), nn::resnet18({.in_channels = 1, .num_classes = 10})};
@@ -43,7 +43,8 @@ class TrainingModule : public nn::Module {
   virtual Tensor predict_step(const Batch& batch, int64_t batch_idx);
   // The optimizer over this module's parameters, with its schedules.
   virtual OptimizerConfig configure_optimizers();
-  // Callbacks the model brings along; one replaces a callback of the same class given to the trainer.
+  // Callbacks the model brings along; one replaces a callback of the same class given to the
+  // trainer.
   virtual std::vector<Held<Callback>> configure_callbacks() { return {}; }
 
   // --- hooks, in the order they are called in ----------------------------------------------------
@@ -72,8 +73,8 @@ class TrainingModule : public nn::Module {
                                            const std::string& algorithm);
   virtual void on_train_batch_end(const Tensor& /*loss*/, const Batch&, int64_t /*batch_idx*/) {}
 
-  // Around validation inside fit. The defaults clear gradients, switch everything to evaluation mode
-  // and give every submodule its own mode back.
+  // Around validation inside fit. The defaults clear gradients, switch everything to evaluation
+  // mode and give every submodule its own mode back.
   virtual void on_validation_model_zero_grad();
   virtual void on_validation_model_eval();
   virtual void on_validation_start() {}
@@ -123,8 +124,8 @@ class TrainingModule : public nn::Module {
   // Keeps the settings the model was made with, for checkpoints and loggers.
   void save_hyperparameters(State values);
 
-  // Clips the gradients of the optimizer's parameters: algorithm "norm" (one norm over all of them) or
-  // "value"; does nothing without a value.
+  // Clips the gradients of the optimizer's parameters: algorithm "norm" (one norm over all of them)
+  // or "value"; does nothing without a value.
   void clip_gradients(optim::Optimizer& optimizer, std::optional<double> value,
                       const std::string& algorithm);
 

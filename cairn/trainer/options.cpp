@@ -27,9 +27,7 @@ std::string lower(std::string text) {
 }
 
 // What this build and machine can train on.
-std::string present_accelerators() {
-  return has_backend(DeviceType::cuda) ? "cpu, cuda" : "cpu";
-}
+std::string present_accelerators() { return has_backend(DeviceType::cuda) ? "cpu, cuda" : "cpu"; }
 
 }  // namespace
 
@@ -63,7 +61,8 @@ TimeLimit::TimeLimit(const std::string& text) {
       part = part * 10 + (text[i] - '0');
     }
   }
-  check(ok && parts == 4, "Trainer: max_time must read days:hours:minutes:seconds, got '", text, "'");
+  check(ok && parts == 4, "Trainer: max_time must read days:hours:minutes:seconds, got '", text,
+        "'");
   seconds_ = static_cast<double>(total);
 }
 
@@ -88,8 +87,10 @@ void check_options(const TrainerOptions& o) {
   if (o.check_val_every_n_epoch)
     check_count("check_val_every_n_epoch", *o.check_val_every_n_epoch, 1);
   else
-    check(o.val_check_interval.is_count(), "Trainer: val_check_interval must be an integer without "
-          "check_val_every_n_epoch, got ", o.val_check_interval);
+    check(o.val_check_interval.is_count(),
+          "Trainer: val_check_interval must be an integer without "
+          "check_val_every_n_epoch, got ",
+          o.val_check_interval);
   check_count("num_sanity_val_steps", o.num_sanity_val_steps, -1);
   check_count("log_every_n_steps", o.log_every_n_steps, 0);
   check_count("accumulate_grad_batches", o.accumulate_grad_batches, 1);

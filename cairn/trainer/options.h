@@ -59,8 +59,8 @@ class StrategyChoice {
   StrategyChoice(const char* name) : name_(name) {}
   StrategyChoice(std::string name) : name_(std::move(name)) {}
   template <class T>
-    requires std::convertible_to<T, Held<Strategy>>
-  StrategyChoice(T strategy) : strategy_(std::move(strategy)) {}
+  requires std::convertible_to<T, Held<Strategy>> StrategyChoice(T strategy)
+      : strategy_(std::move(strategy)) {}
   const std::string& name() const { return name_; }
   const Held<Strategy>& strategy() const { return strategy_; }
 
@@ -74,8 +74,8 @@ class LoggerChoice {
  public:
   LoggerChoice(bool enabled) : automatic_(enabled) {}
   template <class T>
-    requires std::convertible_to<T, Held<Logger>>
-  LoggerChoice(T logger) : loggers_{Held<Logger>(std::move(logger))} {}
+  requires std::convertible_to<T, Held<Logger>> LoggerChoice(T logger)
+      : loggers_{Held<Logger>(std::move(logger))} {}
   LoggerChoice(std::vector<Held<Logger>> loggers) : loggers_(std::move(loggers)) {}
   bool automatic() const { return automatic_; }
   const std::vector<Held<Logger>>& loggers() const { return loggers_; }
@@ -109,9 +109,9 @@ struct TrainerOptions {
   // Looked at after every batch; time of earlier fits of a resumed run counts.
   std::optional<TimeLimit> max_time = {};
 
-  Devices devices = "auto";           // "auto", 1
-  std::string accelerator = "auto";   // "auto", "cpu"
-  StrategyChoice strategy = "auto";   // "auto", "single_device", a Strategy
+  Devices devices = "auto";          // "auto", 1
+  std::string accelerator = "auto";  // "auto", "cpu"
+  StrategyChoice strategy = "auto";  // "auto", "single_device", a Strategy
 
   std::vector<Held<Callback>> callbacks = {};
   LoggerChoice logger = true;

@@ -10,14 +10,14 @@
 namespace cairn::trainer {
 
 struct Progress {
-  int64_t epoch = 0;        // epochs finished; the number of the running one, counted from 0
-  int64_t batch = 0;        // training batches done in the running epoch
-  int64_t global_step = 0;  // optimizer steps done
-  int64_t total_batches = 0;         // training batches done in all epochs
-  int64_t validated_at = 0;          // total_batches when validation last ran; 0: never in the loop
-  int64_t window = 0;                // batches that added to the gradient since the last step
-  bool epoch_ended = false;          // the running epoch is complete: only `epoch` must advance
-  double seconds = 0;                // training time of earlier fits of the same run and this one
+  int64_t epoch = 0;          // epochs finished; the number of the running one, counted from 0
+  int64_t batch = 0;          // training batches done in the running epoch
+  int64_t global_step = 0;    // optimizer steps done
+  int64_t total_batches = 0;  // training batches done in all epochs
+  int64_t validated_at = 0;   // total_batches when validation last ran; 0: never in the loop
+  int64_t window = 0;         // batches that added to the gradient since the last step
+  bool epoch_ended = false;   // the running epoch is complete: only `epoch` must advance
+  double seconds = 0;         // training time of earlier fits of the same run and this one
 
   bool operator==(const Progress&) const = default;
 };

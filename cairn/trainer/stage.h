@@ -92,8 +92,8 @@ inline constexpr EvaluationHooks kTestHooks{{"on_test_start", LogRule::epoch_onl
                                             {"on_test_epoch_end", LogRule::epoch_only},
                                             {"on_test_end"}};
 inline constexpr EvaluationHooks kPredictHooks{
-    {"on_predict_start"},     {"on_predict_epoch_start"}, {"on_predict_batch_start"},
-    {"predict_step"},         {"on_predict_batch_end"},   {"on_predict_epoch_end"},
+    {"on_predict_start"}, {"on_predict_epoch_start"}, {"on_predict_batch_start"},
+    {"predict_step"},     {"on_predict_batch_end"},   {"on_predict_epoch_end"},
     {"on_predict_end"}};
 
 }  // namespace cairn::trainer

@@ -1,6 +1,7 @@
 // What a run saves, and how a run takes it up again.
-// Invariant: make_checkpoint and the restore functions name the same things; the order of restoring is
-// that of Lightning: modules and callbacks first, then, once the optimizer exists, the training state.
+// Invariant: make_checkpoint and the restore functions name the same things; the order of restoring
+// is that of Lightning: modules and callbacks first, then, once the optimizer exists, the training
+// state.
 #include <utility>
 
 #include "cairn/autograd/engine.h"
@@ -79,7 +80,8 @@ std::string Trainer::resolve_checkpoint(const std::string& ckpt_path) {
   check(callback != nullptr, stage_, ": ckpt_path must be a file without a ModelCheckpoint, got '",
         ckpt_path, "'");
   if (ckpt_path == "last") return callback->newest_last();
-  check(!callback->best_model_path().empty(), stage_, ": ckpt_path 'best' must follow a fit that saved "
+  check(!callback->best_model_path().empty(), stage_,
+        ": ckpt_path 'best' must follow a fit that saved "
         "a checkpoint, got none");
   return callback->best_model_path();
 }
@@ -111,7 +113,8 @@ void Trainer::restore_training() {
   if (!resume_) return;
   const Checkpoint& c = *resume_;
   optimizer_.optimizer->load_state_dict(optimizer_state(c.optimizer, c.optimizer_tensors));
-  check(c.lr_schedulers.empty() != (optimizer_.schedule != nullptr), "fit: '", resume_path_, "' must ",
+  check(c.lr_schedulers.empty() != (optimizer_.schedule != nullptr), "fit: '", resume_path_,
+        "' must ",
         optimizer_.schedule ? "have a schedule's state, got none"
                             : "have no schedule's state, got one");
   if (optimizer_.schedule)
@@ -136,10 +139,10 @@ void Trainer::restore_random_state() {
     return static_cast<uint64_t>(require(state, key, "checkpoint").as_int());
   };
   if (!c.loader.empty())
-    loaders_.train->load_state({.epoch = require(c.loader, "epoch", "checkpoint").as_int(),
-                                .batches_done =
-                                    require(c.loader, "batches_done", "checkpoint").as_int(),
-                                .seed = word(c.loader, "seed")});
+    loaders_.train->load_state(
+        {.epoch = require(c.loader, "epoch", "checkpoint").as_int(),
+         .batches_done = require(c.loader, "batches_done", "checkpoint").as_int(),
+         .seed = word(c.loader, "seed")});
   // zero_grad has run since; an open window's gradients come back here.
   if (progress_.window > 0)
     for (const auto& [name, parameter] : model_->named_parameters())

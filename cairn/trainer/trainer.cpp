@@ -1,5 +1,6 @@
 // A run from setup to teardown: what is common to fit, validate, test and predict.
-// Invariant: however a run ends, callbacks hear of it, loggers are finalised and the model is let go.
+// Invariant: however a run ends, callbacks hear of it, loggers are finalised and the model is let
+// go.
 #include "cairn/trainer/trainer.h"
 
 #include <algorithm>
@@ -26,12 +27,14 @@ std::vector<Held<Callback>> choose_callbacks(const TrainerOptions& o) {
   const auto bars = std::count_if(out.begin(), out.end(), is_progress_bar);
   check(bars <= 1, "Trainer: callbacks must have at most one ProgressBar, got ", bars);
   check(o.enable_progress_bar || bars == 0,
-        "Trainer: enable_progress_bar must be true with a ProgressBar among the callbacks, got false");
+        "Trainer: enable_progress_bar must be true with a ProgressBar among the callbacks, got "
+        "false");
   if (o.enable_progress_bar && bars == 0) out.emplace_back(ProgressBar());
 
-  const bool checkpoints = std::any_of(out.begin(), out.end(),
-                                       [](const auto& c) { return c->is_checkpoint(); });
-  check(o.enable_checkpointing || !checkpoints, "Trainer: enable_checkpointing must be true with a "
+  const bool checkpoints =
+      std::any_of(out.begin(), out.end(), [](const auto& c) { return c->is_checkpoint(); });
+  check(o.enable_checkpointing || !checkpoints,
+        "Trainer: enable_checkpointing must be true with a "
         "ModelCheckpoint among the callbacks, got false");
   if (o.enable_checkpointing && !checkpoints) out.emplace_back(ModelCheckpoint());
   return out;
@@ -46,9 +49,8 @@ Trainer::Trainer(TrainerOptions options) : options_(std::move(options)) {
   callbacks_ = given_callbacks_;
   loggers_ = options_.logger.loggers();
   if (options_.logger.automatic())
-    loggers_.emplace_back(CSVLogger({.save_dir = options_.default_root_dir.empty()
-                                                     ? "."
-                                                     : options_.default_root_dir}));
+    loggers_.emplace_back(CSVLogger(
+        {.save_dir = options_.default_root_dir.empty() ? "." : options_.default_root_dir}));
   max_epochs_ = options_.max_epochs;
   if (!max_epochs_ && options_.max_steps < 0 && !options_.max_time) max_epochs_ = kDefaultMaxEpochs;
   if (max_epochs_ == -1) max_epochs_.reset();
@@ -61,7 +63,8 @@ void Trainer::fit(TrainingModule& model, data::DataLoader& train, const RunOptio
 }
 void Trainer::fit(TrainingModule& model, data::DataLoader& train, data::DataLoader& val,
                   const RunOptions& options) {
-  check(&train != &val, "fit: the validation loader must be another object than the training loader");
+  check(&train != &val,
+        "fit: the validation loader must be another object than the training loader");
   run(Stage::fit, model, {.train = &train, .evaluation = &val}, options);
 }
 void Trainer::fit(TrainingModule& model, DataModule& data, const RunOptions& options) {
@@ -153,10 +156,13 @@ void Trainer::arrange_callbacks() {
   std::vector<Held<Callback>> own = model_->configure_callbacks();
   callbacks_.clear();
   for (const auto& c : given_callbacks_) {
-    const auto& type = typeid(*c.get());
-    if (std::none_of(own.begin(), own.end(),
-                     [&](const auto& o) { return o && typeid(*o.get()) == type; }))
-      callbacks_.push_back(c);
+    const auto same_class = [&](const Held<Callback>& other) {
+      if (!other) return false;
+      const Callback& a = *c;
+      const Callback& b = *other;
+      return typeid(a) == typeid(b);
+    };
+    if (std::none_of(own.begin(), own.end(), same_class)) callbacks_.push_back(c);
   }
   for (auto& c : own) {
     check(static_cast<bool>(c), "configure_callbacks: callbacks must not be null");
@@ -223,15 +229,17 @@ void Trainer::stop(std::string reason) {
   if (stop_reason_.empty()) stop_reason_ = std::move(reason);
 }
 
+// After a step, its values go by its number from 0.
 void Trainer::emit(Metrics metrics) {
-  if (metrics.empty()) return;
-  metrics["epoch"] = static_cast<double>(progress_.epoch);
-  metrics_.note_logged(metrics);
-  const int64_t step = std::max<int64_t>(progress_.global_step - 1, 0);
-  for (const auto& logger : loggers_) logger->log_metrics(metrics, step);
+  if (!metrics.empty())
+    log_metrics(std::move(metrics), std::max<int64_t>(progress_.global_step - 1, 0));
 }
 
-void Trainer::log_metrics(const Metrics& metrics) { emit(metrics); }
+void Trainer::log_metrics(Metrics metrics, int64_t step) {
+  metrics["epoch"] = static_cast<double>(progress_.epoch);
+  metrics_.note_logged(metrics);
+  for (const auto& logger : loggers_) logger->log_metrics(metrics, step);
+}
 
 optim::Optimizer& Trainer::optimizer() const {
   check(optimizer_.optimizer != nullptr, "optimizer: trainer must be in a fit");

@@ -1,7 +1,7 @@
 // Trainer: runs a TrainingModule over data. It owns the loop; the strategy owns where and how, the
 // callbacks what happens around it.
-// Invariant: `Progress` is the only loop state, so a run resumed from any checkpoint does, bit for bit,
-// what the undisturbed run would have done.
+// Invariant: `Progress` is the only loop state, so a run resumed from any checkpoint does, bit for
+// bit, what the undisturbed run would have done.
 //
 //   trainer::Trainer trainer({.max_epochs = 10});
 //   trainer.fit(model, train_loader, val_loader);
@@ -48,8 +48,8 @@ class Trainer {
   Trainer& operator=(const Trainer&) = delete;
 
   // Trains, from step 0 or, with ckpt_path, from where the file was made. The loaders and the model
-  // must live as long as the call, and differ. Errors reach on_exception and are thrown again; Ctrl-C
-  // throws Interrupted after the running batch.
+  // must live as long as the call, and differ. Errors reach on_exception and are thrown again;
+  // Ctrl-C throws Interrupted after the running batch.
   void fit(TrainingModule& model, data::DataLoader& train, const RunOptions& options = {});
   void fit(TrainingModule& model, data::DataLoader& train, data::DataLoader& val,
            const RunOptions& options = {});
@@ -72,8 +72,8 @@ class Trainer {
   const Progress& progress() const { return progress_; }
   int64_t current_epoch() const { return progress_.epoch; }
   int64_t global_step() const { return progress_.global_step; }
-  // Batches per epoch, limits applied. Validation: of the loop inside fit. Evaluation: of the running
-  // one (validation, test, predict).
+  // Batches per epoch, limits applied. Validation: of the loop inside fit. Evaluation: of the
+  // running one (validation, test, predict).
   int64_t num_training_batches() const { return train_batches_; }
   int64_t num_val_batches() const { return val_batches_; }
   int64_t num_evaluation_batches() const { return evaluation_batches_; }
@@ -99,11 +99,11 @@ class Trainer {
   }
   const Metrics& logged_metrics() const { return metrics_.logged_metrics(); }
   Metrics progress_bar_metrics() const { return metrics_.progress_bar_metrics(); }
-  // Gives metrics to the loggers now, beside those of log().
-  void log_metrics(const Metrics& metrics);
+  // Gives metrics to the loggers now, beside those of log(). `step` counts optimizer steps from 0.
+  void log_metrics(Metrics metrics, int64_t step);
 
-  // The state of the running fit (or of the last one, while its model lives), to be saved; the tensors
-  // are the model's and the optimizer's own.
+  // The state of the running fit (or of the last one, while its model lives), to be saved; the
+  // tensors are the model's and the optimizer's own.
   Checkpoint make_checkpoint(bool weights_only = false);
   void save_checkpoint(const std::string& path, bool weights_only = false);
 
@@ -238,8 +238,8 @@ class Trainer {
   std::string resume_path_;
 };
 
-// Makes an M from `args` and loads the weights of a checkpoint into it. M is a TrainingModule; what it
-// was made with stands in load_checkpoint(path).hyper_parameters, if it saved it.
+// Makes an M from `args` and loads the weights of a checkpoint into it. M is a TrainingModule; what
+// it was made with stands in load_checkpoint(path).hyper_parameters, if it saved it.
 template <class M, class... Args>
 std::unique_ptr<M> load_from_checkpoint(const std::string& path, Args&&... args) {
   const Checkpoint checkpoint = load_checkpoint(path);

@@ -1,6 +1,7 @@
 // Value and State: the small, typed settings and counters that checkpoints, callbacks and loggers
 // exchange.
-// Invariant: a State written to text and read back is equal, bit for bit, NaN and infinities included.
+// Invariant: a State written to text and read back is equal, bit for bit, NaN and infinities
+// included.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,7 @@ class Value {
  public:
   Value() : data_(int64_t{0}) {}
   template <class T>
-    requires std::is_arithmetic_v<T>
-  Value(T value) : data_(kind_of(value)) {}
+  requires std::is_arithmetic_v<T> Value(T value) : data_(kind_of(value)) {}
   Value(std::string text) : data_(std::move(text)) {}
   Value(const char* text) : data_(std::string(text)) {}
 

@@ -167,8 +167,9 @@ TEST_CASE("autograd: in-place errors") {
   const Tensor w = leaf({1, 2});
   CHECK(error_of([&] { relu_(w); }) ==
         "relu_: input must not be a leaf that requires a gradient; wrap the call in NoGrad");
-  CHECK(error_of([&] { add_(zeros({2}), zeros({3, 2})); }) ==
-        "add_: other must broadcast to [2], got [3, 2]");
+  CHECK(error_of([&] {
+          add_(zeros({2}), zeros({3, 2}));
+        }) == "add_: other must broadcast to [2], got [3, 2]");
   CHECK(error_of([&] { add_(zeros({2}, {DType::i64}), 0.5); }) ==
         "add_: result must fit the input's dtype i64, got a floating number");
   CHECK(error_of([&] { mul_(zeros({2}, {DType::i64}), zeros({2})); }) ==
@@ -197,8 +198,7 @@ TEST_CASE("autograd: errors of elementwise ops") {
   CHECK(error_of([&] { sub(b, b); }) == "sub: dtype must not be bool");
   CHECK(error_of([&] { pow(zeros({2}, {DType::i64}), -1); }) ==
         "pow: exponent must not be negative for integers, got -1");
-  CHECK(error_of([&] { add(zeros({2}, {DType::u8}), 256); }) ==
-        "add: number must fit u8, got 256");
+  CHECK(error_of([&] { add(zeros({2}, {DType::u8}), 256); }) == "add: number must fit u8, got 256");
   CHECK(error_of([&] { remainder(ones({2}, {DType::i64}), zeros({2}, {DType::i64})); }) ==
         "remainder: divisor must not be 0 for integers");
 }
@@ -219,7 +219,15 @@ TEST_CASE("autograd: float maths is within a few ulp of the true values") {
       {[](float x) { return fast::erf(x); }, [](double x) { return std::erf(x); }, 4},
   };
   // All binades, several mantissas each, both signs; and the ends.
-  std::vector<float> points{0, -0.0f, 1e-45f, -1e-45f, 88.7f, 88.73f, -87.4f, -103.9f, 0.95f,
+  std::vector<float> points{0,
+                            -0.0f,
+                            1e-45f,
+                            -1e-45f,
+                            88.7f,
+                            88.73f,
+                            -87.4f,
+                            -103.9f,
+                            0.95f,
                             std::numeric_limits<float>::infinity(),
                             -std::numeric_limits<float>::infinity(),
                             std::numeric_limits<float>::quiet_NaN(),

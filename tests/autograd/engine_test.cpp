@@ -23,9 +23,10 @@ Tensor twice(const Tensor& x, std::vector<bool>& adds) {
   return record("twice", y, {x}, [&adds](Grads& g) {
     const Dst d = g.dst(0);
     adds.push_back(d.add);
+    const Tensor dy = raw::contiguous(g.out());  // sum hands down one number, expanded
     for (int64_t i = 0; i < d.tensor.numel(); ++i) {
       float& out = d.tensor.data<float>()[i];
-      out = 2 * g.out().data<float>()[i] + (d.add ? out : 0);
+      out = 2 * dy.data<float>()[i] + (d.add ? out : 0);
     }
   });
 }
@@ -120,6 +121,14 @@ TEST_CASE("autograd: in-place ops are recorded, but not on leaves and views") {
         "relu_: input must not be a leaf that requires a gradient; wrap the call in NoGrad");
   NoGrad no_grad;
   relu_(w);
+}
+
+TEST_CASE("autograd: backward from a leaf adds to its gradient") {
+  Tensor x = full({1}, 1);
+  set_requires_grad(x);
+  backward(x);
+  backward(x);
+  CHECK(at(grad(x), 0) == 2);
 }
 
 TEST_CASE("autograd: nothing is recorded without a gradient to compute") {

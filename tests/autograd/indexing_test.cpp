@@ -36,8 +36,7 @@ TEST_CASE("autograd: nonzero lists indices in row-major order") {
   const Tensor x = from_values(std::vector<float>{0, 2, 0, 3, 0, 4}, {2, 3});
   CHECK(nonzero(x).shape() == Shape{3, 2});
   CHECK(list<int64_t>(nonzero(x)) == std::vector<int64_t>{0, 1, 1, 0, 1, 2});
-  CHECK(list<int64_t>(nonzero(raw::transpose(x, 0, 1))) ==
-        std::vector<int64_t>{0, 1, 1, 0, 2, 1});
+  CHECK(list<int64_t>(nonzero(raw::transpose(x, 0, 1))) == std::vector<int64_t>{0, 1, 1, 0, 2, 1});
   CHECK(nonzero(zeros({4})).shape() == Shape{0, 1});
   CHECK(nonzero(ones({})).shape() == Shape{1, 0});
 }

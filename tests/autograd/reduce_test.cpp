@@ -78,7 +78,8 @@ TEST_CASE("autograd: max and min hand the gradient to the index they return") {
   CHECK(indices.data<int64_t>()[1] == 0);
   backward(sum(values));
   const std::vector<float> expected{0, 1, 0, 1, 0, 0};
-  for (int64_t i = 0; i < 6; ++i) CHECK(grad(x).data<float>()[i] == expected[static_cast<size_t>(i)]);
+  for (int64_t i = 0; i < 6; ++i)
+    CHECK(grad(x).data<float>()[i] == expected[static_cast<size_t>(i)]);
 }
 
 TEST_CASE("autograd: softmax of a transposed input gives its gradient in the input's layout") {

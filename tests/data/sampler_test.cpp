@@ -47,6 +47,10 @@ TEST_CASE("data: sequential and random samplers visit every index once") {
 TEST_CASE("data: the random order of a small set is pinned") {
   // So that a change of the generator or of the seeding is noticed: it would change every run.
   CHECK(data::RandomSampler(8, {.seed = 0}).indices() == Indices{7, 1, 0, 3, 6, 2, 4, 5});
+  // Seed and epoch are added, as PyTorch does it.
+  data::RandomSampler third(100, {.seed = 3});
+  third.set_epoch(2);
+  CHECK(third.indices() == data::RandomSampler(100, {.seed = 5}).indices());
 }
 
 TEST_CASE("data: random sampling with replacement") {

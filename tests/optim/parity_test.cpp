@@ -74,17 +74,18 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const json& c, const Tensor& a,
   const std::string kind = c["optimizer"];
   if (kind == "SGD") {
     const auto o = sgd_options({}, c["options"]);
-    return groups ? optim::sgd({{{a}, o}, {{b}, sgd_options(o, second)}}) : optim::sgd({a, b}, o);
+    if (groups) return optim::sgd({{{a}, o}, {{b}, sgd_options(o, second)}});
+    return optim::sgd({a, b}, o);
   }
   if (kind == "Adam") {
     const auto o = adam_options(optim::AdamOptions{}, c["options"]);
-    return groups ? optim::adam({{{a}, o}, {{b}, adam_options(o, second)}})
-                  : optim::adam({a, b}, o);
+    if (groups) return optim::adam({{{a}, o}, {{b}, adam_options(o, second)}});
+    return optim::adam({a, b}, o);
   }
   REQUIRE(kind == "AdamW");
   const auto o = adam_options(optim::AdamWOptions{}, c["options"]);
-  return groups ? optim::adamw({{{a}, o}, {{b}, adam_options(o, second)}})
-                : optim::adamw({a, b}, o);
+  if (groups) return optim::adamw({{{a}, o}, {{b}, adam_options(o, second)}});
+  return optim::adamw({a, b}, o);
 }
 
 std::unique_ptr<optim::Schedule> make_schedule(const json& c, optim::Optimizer& optimizer) {

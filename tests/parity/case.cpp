@@ -159,8 +159,8 @@ std::vector<std::string> Case::problems(const std::vector<Tensor>& outputs) {
     if (!text.empty()) found.push_back(what + " " + text);
   };
   for (const std::string& what : unread_) add(what, "was not read");
-  if (outputs.size() != outputs_.size()) return {cat("has ", outputs.size(), " outputs, should have ",
-                                                     outputs_.size())};
+  if (outputs.size() != outputs_.size())
+    return {cat("has ", outputs.size(), " outputs, should have ", outputs_.size())};
   for (size_t i = 0; i < outputs.size(); ++i) {
     const Tensor& wanted = tensors_.at(name_ + ".out." + outputs_[i]);
     const DType dtype = wanted.dtype() == DType::f64 ? mode_.dtype : wanted.dtype();
@@ -168,8 +168,8 @@ std::vector<std::string> Case::problems(const std::vector<Tensor>& outputs) {
       add(outputs_[i], cat("is ", outputs[i].dtype(), ", should be ", dtype));
     else
       // True division of integers is f32 whatever the run's dtype.
-      add(outputs_[i], difference(outputs[i], wanted,
-                                  dtype == DType::f32 ? 1e-5 : output_tolerance()));
+      add(outputs_[i],
+          difference(outputs[i], wanted, dtype == DType::f32 ? 1e-5 : output_tolerance()));
   }
   if (grads_.empty()) return found;
   if (upstream_.size() != 1) return {"must have one output with a gradient"};

@@ -1,7 +1,7 @@
 // One case of ops.json: its inputs and options for the op under test, and the comparison with what
 // PyTorch answered. The files are explained in README.md.
-// Invariant: a run that leaves an input or an option of its case unread is a failure, so nothing the
-// file asks for is silently dropped.
+// Invariant: a run that leaves an input or an option of its case unread is a failure, so nothing
+// the file asks for is silently dropped.
 #pragma once
 
 #include <functional>
@@ -24,8 +24,8 @@ using Tensors = std::map<std::string, Tensor>;
 nlohmann::json load_json(const std::string& name);
 Tensors load_tensors(const std::string& name);
 
-// How a case runs: floating inputs in `dtype`, row-major in memory or with their dimensions laid out
-// in reversed order (what a transposed or channels-last operand is to a kernel).
+// How a case runs: floating inputs in `dtype`, row-major in memory or with their dimensions laid
+// out in reversed order (what a transposed or channels-last operand is to a kernel).
 struct Mode {
   DType dtype = DType::f64;
   bool reversed = false;
@@ -89,12 +89,13 @@ class Case {
 using Run = std::function<std::vector<Tensor>(Case&)>;
 using Runs = std::map<std::string, Run>;  // by the op's name in the file
 
-Runs maths_runs();   // ops_maths.cpp: elementwise, reductions, moves
-Runs layer_runs();   // ops_layers.cpp: convolution … losses
+Runs maths_runs();  // ops_maths.cpp: elementwise, reductions, moves
+Runs layer_runs();  // ops_layers.cpp: convolution … losses
 
 // "" where `got` has `wanted`'s shape and values, else what differs. `wanted` is rounded to got's
 // dtype first. Integers and bools must be equal, NaN must meet NaN and an infinity the same one;
-// numbers may differ by `relative` times the larger of |wanted there| and min(1, the tensor's largest).
+// numbers may differ by `relative` times the larger of |wanted there| and min(1, the tensor's
+// largest).
 std::string difference(const Tensor& got, const Tensor& wanted, double relative);
 
 }  // namespace cairn::parity

@@ -125,8 +125,7 @@ void add_products(Runs& runs) {
 }
 
 void add_activations(Runs& runs) {
-#define CAIRN_RUN(name) \
-  runs[#name] = [](Case& c) { return Outputs{cairn::name(c.in("x"))}; };
+#define CAIRN_RUN(name) runs[#name] = [](Case& c) { return Outputs{cairn::name(c.in("x"))}; };
   CAIRN_RUN(relu)
   CAIRN_RUN(silu)
   CAIRN_RUN(sigmoid)
@@ -135,8 +134,8 @@ void add_activations(Runs& runs) {
   runs["gelu"] = [](Case& c) {
     const auto approximate = c.get<std::string>("approximate");
     check(approximate == "none" || approximate == "tanh", "parity: unknown gelu ", approximate);
-    return Outputs{gelu(c.in("x"), approximate == "tanh" ? GeluApproximate::tanh
-                                                         : GeluApproximate::none)};
+    return Outputs{
+        gelu(c.in("x"), approximate == "tanh" ? GeluApproximate::tanh : GeluApproximate::none)};
   };
   runs["leaky_relu"] = [](Case& c) {
     return Outputs{leaky_relu(c.in("x"), c.get<double>("negative_slope"))};

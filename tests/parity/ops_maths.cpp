@@ -11,8 +11,7 @@ namespace {
 using Outputs = std::vector<Tensor>;
 
 void add_unary(Runs& runs) {
-#define CAIRN_RUN(name) \
-  runs[#name] = [](Case& c) { return Outputs{cairn::name(c.in("x"))}; };
+#define CAIRN_RUN(name) runs[#name] = [](Case& c) { return Outputs{cairn::name(c.in("x"))}; };
   CAIRN_RUN(exp)
   CAIRN_RUN(log)
   CAIRN_RUN(sqrt)
@@ -65,9 +64,9 @@ void add_binary(Runs& runs) {
 }
 
 void add_reductions(Runs& runs) {
-#define CAIRN_RUN(name)                                                                     \
-  runs[#name] = [](Case& c) {                                                               \
-    return Outputs{cairn::name(c.in("x"), c.shape("dim"), c.get<bool>("keepdim"))};         \
+#define CAIRN_RUN(name)                                                             \
+  runs[#name] = [](Case& c) {                                                       \
+    return Outputs{cairn::name(c.in("x"), c.shape("dim"), c.get<bool>("keepdim"))}; \
   };
   CAIRN_RUN(sum)
   CAIRN_RUN(mean)
@@ -75,18 +74,18 @@ void add_reductions(Runs& runs) {
   CAIRN_RUN(amin)
   CAIRN_RUN(logsumexp)
 #undef CAIRN_RUN
-#define CAIRN_RUN(name)                                                                     \
-  runs[#name] = [](Case& c) {                                                               \
-    return Outputs{cairn::name(c.in("x"), c.shape("dim"), c.get<bool>("unbiased") ? 1 : 0,  \
-                               c.get<bool>("keepdim"))};                                    \
+#define CAIRN_RUN(name)                                                                    \
+  runs[#name] = [](Case& c) {                                                              \
+    return Outputs{cairn::name(c.in("x"), c.shape("dim"), c.get<bool>("unbiased") ? 1 : 0, \
+                               c.get<bool>("keepdim"))};                                   \
   };
   CAIRN_RUN(var)
   CAIRN_RUN(std)
 #undef CAIRN_RUN
-#define CAIRN_RUN(name)                                                            \
-  runs[#name] = [](Case& c) {                                                      \
-    const auto dim = c.get_or_none<int64_t>("dim");                                \
-    const bool keepdim = c.get<bool>("keepdim");                                   \
+#define CAIRN_RUN(name)                                                                   \
+  runs[#name] = [](Case& c) {                                                             \
+    const auto dim = c.get_or_none<int64_t>("dim");                                       \
+    const bool keepdim = c.get<bool>("keepdim");                                          \
     return Outputs{dim ? cairn::name(c.in("x"), *dim, keepdim) : cairn::name(c.in("x"))}; \
   };
   CAIRN_RUN(argmax)
@@ -102,8 +101,8 @@ void add_reductions(Runs& runs) {
   runs["cumsum"] = [](Case& c) { return Outputs{cumsum(c.in("x"), c.get<int64_t>("dim"))}; };
 }
 
-// A result that says of itself whether it is what the case's option asks for: Cairn sorts stably and
-// returns the top sorted, always.
+// A result that says of itself whether it is what the case's option asks for: Cairn sorts stably
+// and returns the top sorted, always.
 void require_true(Case& c, const char* option) {
   check(c.get<bool>(option), "parity: ", c.op(), " must be asked for ", option, ", got false");
 }

@@ -1,11 +1,13 @@
 // Cairn's public ops against PyTorch's answers: every case of ops.json (outputs and gradients) and
 // promotion.json.
-// Invariant: every case of the file runs in every mode; an op name the tests do not know is a failure,
-// and so is one they know that the file has no longer.
+// Invariant: every case of the file runs in every mode; an op name the tests do not know is a
+// failure, and so is one they know that the file has no longer.
 #include <cmath>
+#include <optional>
 #include <set>
 #include <string>
 
+#include "cairn/autograd/engine.h"
 #include "cairn/autograd/ops/elementwise.h"
 #include "cairn/autograd/ops/reduce.h"
 #include "cairn/tensor/factory.h"
@@ -131,6 +133,18 @@ TEST_CASE("parity: comparing tells what differs") {
   CHECK(difference(zeros({4, 1}, {.dtype = DType::f64}), wanted, 1e-10) != "");
   CHECK(difference(tensor<int64_t>({1, 2}), tensor<int64_t>({1, 3}), 1) != "");
   CHECK(difference({}, wanted, 1e-10) != "");
+}
+
+TEST_CASE("parity: clamp has no slope on a bound, and one beyond an open end") {
+  const auto slope = [](std::optional<double> min, std::optional<double> max) {
+    const Tensor x = set_requires_grad(tensor<float>({-INFINITY, -1, 0, 1, INFINITY, NAN}));
+    backward(clamp(x, min, max), ones({6}));
+    return grad(x);
+  };
+  // As PyTorch 2.15.
+  CHECK(parity::difference(slope(-1, 1), tensor<float>({0, 0, 1, 0, 0, 0}), 0) == "");
+  CHECK(parity::difference(slope(-1, {}), tensor<float>({0, 0, 1, 1, 1, 0}), 0) == "");
+  CHECK(parity::difference(slope({}, 1), tensor<float>({1, 1, 1, 0, 0, 0}), 0) == "");
 }
 
 TEST_CASE("parity: promotion") {

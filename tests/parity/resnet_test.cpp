@@ -25,6 +25,7 @@ using Values = std::vector<double>;
 constexpr size_t kParameters = 62;
 constexpr size_t kBuffers = 60;
 constexpr size_t kSteps = 5;
+constexpr int64_t kClasses = 10;
 
 // All elements in row-major order.
 Values values_of(const Tensor& t) {
@@ -70,9 +71,8 @@ struct Job {
   static void fill(const Tensor& t, int64_t number, parity::Fill how) {
     Values v(static_cast<size_t>(t.numel()));
     for (size_t i = 0; i < v.size(); ++i)
-      v[i] = how.scale == 0
-                 ? how.shift
-                 : parity::value(number, static_cast<int64_t>(i), how.scale, how.shift);
+      v[i] = how.scale == 0 ? how.shift
+                            : parity::value(number, static_cast<int64_t>(i), how.scale, how.shift);
     raw::copy_(t, from_values(v, t.shape()));
   }
 
@@ -88,18 +88,22 @@ double size_of(const Values& v) {
   return largest;
 }
 
-// The largest difference; a NaN is infinitely far away.
-double distance(const Values& got, const Values& wanted) {
+// How far each value is from the wanted one, in rising order; a NaN is infinitely far away.
+Values differences(const Values& got, const Values& wanted) {
   REQUIRE(got.size() == wanted.size());
-  double worst = 0;
+  REQUIRE(!got.empty());
+  Values off;
   for (size_t i = 0; i < got.size(); ++i) {
     const double d = std::abs(got[i] - wanted[i]);
-    worst = std::max(worst, std::isnan(d) ? HUGE_VAL : d);
+    off.push_back(std::isnan(d) ? HUGE_VAL : d);
   }
-  return worst;
+  std::sort(off.begin(), off.end());
+  return off;
 }
+
+// The largest difference over the largest wanted value.
 double relative_distance(const Values& got, const Values& wanted) {
-  return distance(got, wanted) / size_of(wanted);
+  return differences(got, wanted).back() / size_of(wanted);
 }
 
 // The largest relative distance among rows of `width`, each over its own largest entry.
@@ -107,8 +111,9 @@ double row_distance(const Values& got, const Values& wanted, int64_t width) {
   REQUIRE(got.size() == wanted.size());
   double worst = 0;
   for (auto from = static_cast<std::ptrdiff_t>(0); from < std::ssize(got); from += width)
-    worst = std::max(worst, relative_distance({got.begin() + from, got.begin() + from + width},
-                                              {wanted.begin() + from, wanted.begin() + from + width}));
+    worst =
+        std::max(worst, relative_distance({got.begin() + from, got.begin() + from + width},
+                                          {wanted.begin() + from, wanted.begin() + from + width}));
   return worst;
 }
 
@@ -142,17 +147,45 @@ Summary summarise(const std::vector<Tensor>& tensors, const Expected& expected) 
 }
 
 struct Tolerances {
-  // Relative: of a row of logits to its largest, of gradients to the tensor's largest sample (norms
-  // each to itself, sums to the largest sum, because they cancel), of a buffer to its largest.
+  // Logits relative to the largest (of the row in eval mode, of all in train mode, where batch norm
+  // over 8 images lifts the rounding of small rows), gradients to the tensor's largest sample
+  // (norms each to itself, sums, which cancel, to the largest sum), a buffer to its largest.
   double logits, gradients, buffers;
-  // After Adam: each loss relative to the first, norms each to itself, sums to the largest sum, a
-  // sample absolute (a step moves an entry by about the rate, 1e-3), logits to the largest of all.
-  double losses, norms, sums, samples, adam_logits;
+  // After Adam: each loss relative to the first, norms each to itself, sums to the largest sum,
+  // samples absolute (a step moves an entry by about the rate, 1e-3): the worst one and nine of
+  // ten; logits to the largest of all.
+  double losses, norms, sums, worst_sample, most_samples, adam_logits;
 };
-constexpr Tolerances kF64{.logits = 1e-10, .gradients = 1e-10, .buffers = 1e-10, .losses = 1e-10,
-                          .norms = 1e-10, .sums = 1e-10, .samples = 1e-10, .adam_logits = 1e-10};
-constexpr Tolerances kF32{.logits = 1e-5, .gradients = 1e-4, .buffers = 1e-5, .losses = 3e-5,
-                          .norms = 3e-4, .sums = 3e-4, .samples = 4e-4, .adam_logits = 2e-2};
+constexpr Tolerances kF64{.logits = 1e-10,
+                          .gradients = 1e-10,
+                          .buffers = 1e-10,
+                          .losses = 1e-10,
+                          .norms = 1e-10,
+                          .sums = 1e-10,
+                          .worst_sample = 1e-10,
+                          .most_samples = 1e-10,
+                          .adam_logits = 1e-10};
+// Before Adam f32 is tight. Adam divides a gradient by its own size, so each of the 60 to 110
+// entries (of 11 million) whose first gradient is rounding error moves by up to the rate in a
+// direction of its own; one such entry switches relus, and each switch changes the second gradient
+// by 1 to 3 percent. Which entries those are depends on the order of every sum. Measured distances
+// from the truth:
+//                     losses  norms   sums    sample  nine of ten  logits
+//   PyTorch, NCHW     8e-6    5e-5    1.1e-4  1.2e-4  1.7e-5       5e-3
+//   PyTorch, NHWC     1.1e-5  1.1e-4  1.9e-4  3.4e-4  1.9e-5       6e-3
+//   Cairn, AVX-512    1.3e-5  2.1e-4  9.8e-4  6.7e-4  3.9e-5       1.2e-2
+//   Cairn, SSE2       6e-6    3.7e-5  2.2e-4  1.6e-4  7e-6         5e-3
+// (PyTorch's NHWC convolutions have the same rounding as Cairn's, 4e-7 of a 3x3 over 64 channels.)
+// The limits leave three times the worst of these.
+constexpr Tolerances kF32{.logits = 1e-5,
+                          .gradients = 1e-4,
+                          .buffers = 1e-5,
+                          .losses = 4e-5,
+                          .norms = 6e-4,
+                          .sums = 3e-3,
+                          .worst_sample = 2e-3,
+                          .most_samples = 1.2e-4,
+                          .adam_logits = 4e-2};
 
 Tolerances tolerances_of(DType dtype) { return dtype == DType::f64 ? kF64 : kF32; }
 
@@ -161,9 +194,8 @@ void check_eval(DType dtype) {
   Job job(dtype);
   job.model.eval();
   NoGrad no_grad;
-  const double d = row_distance(values_of(job.model(job.images)), expected["eval_logits"], 10);
-  WARN("eval logits " << d);
-  CHECK(d <= tolerances_of(dtype).logits);
+  CHECK(row_distance(values_of(job.model(job.images)), expected["eval_logits"], kClasses) <=
+        tolerances_of(dtype).logits);
 }
 
 void check_training_pass(DType dtype) {
@@ -173,17 +205,12 @@ void check_training_pass(DType dtype) {
   const Tensor logits = job.model(job.images);
   const Tensor loss = cross_entropy(logits, job.target);
   backward(loss);
-  WARN("logits " << row_distance(values_of(logits), expected["train_logits"], 10) << " loss "
-                 << relative_distance(values_of(loss), expected["loss"]));
-  CHECK(row_distance(values_of(logits), expected["train_logits"], 10) <= t.logits);
+  CHECK(relative_distance(values_of(logits), expected["train_logits"]) <= t.logits);
   CHECK(relative_distance(values_of(loss), expected["loss"]) <= t.logits);
 
   std::vector<Tensor> gradients;
   for (const Tensor& p : job.model.parameters()) gradients.push_back(grad(p));
   const Summary got = summarise(gradients, expected);
-  WARN("norm " << row_distance(got.norms, expected["grad.norm"], 1) << " sum "
-               << relative_distance(got.sums, expected["grad.sum"]) << " sample "
-               << row_distance(got.samples, expected["grad.sample"], 16));
   CHECK(row_distance(got.norms, expected["grad.norm"], 1) <= t.gradients);
   CHECK(relative_distance(got.sums, expected["grad.sum"]) <= t.gradients);
   CHECK(row_distance(got.samples, expected["grad.sample"], parity::kSampleCount) <= t.gradients);
@@ -191,18 +218,14 @@ void check_training_pass(DType dtype) {
   const auto buffers = job.model.named_buffers();
   CHECK(buffers.size() == kBuffers);
   CHECK(expected.buffer_count() == kBuffers);
-  double worst = 0;
   for (const auto& [name, buffer] : buffers) {
     INFO(name);
     if (name.ends_with("num_batches_tracked")) {
       CHECK(buffer.item<int64_t>() == expected.integers("buffer." + name)[0]);
       continue;
     }
-    const double d = relative_distance(values_of(buffer), expected["buffer." + name]);
-    worst = std::max(worst, d);
-    CHECK(d <= t.buffers);
+    CHECK(relative_distance(values_of(buffer), expected["buffer." + name]) <= t.buffers);
   }
-  WARN("buffers " << worst);
 }
 
 void check_adam(DType dtype) {
@@ -218,19 +241,16 @@ void check_adam(DType dtype) {
     const Tensor loss = job.loss();
     backward(loss);
     optimizer->step();
-    WARN("loss " << std::abs(loss.item() - losses[step]) / losses[0]);
     CHECK(std::abs(loss.item() - losses[step]) <= t.losses * losses[0]);
   }
   const Summary got = summarise(job.model.parameters(), expected);
-  WARN("norm " << row_distance(got.norms, expected["adam.norm"], 1) << " sum "
-               << relative_distance(got.sums, expected["adam.sum"]) << " sample "
-               << distance(got.samples, expected["adam.sample"]));
   CHECK(row_distance(got.norms, expected["adam.norm"], 1) <= t.norms);
   CHECK(relative_distance(got.sums, expected["adam.sum"]) <= t.sums);
-  CHECK(distance(got.samples, expected["adam.sample"]) <= t.samples);
+  const Values off = differences(got.samples, expected["adam.sample"]);
+  CHECK(off.back() <= t.worst_sample);
+  CHECK(off[off.size() * 9 / 10] <= t.most_samples);
   job.model.eval();
   NoGrad no_grad;
-  WARN("logits " << relative_distance(values_of(job.model(job.images)), expected["adam.eval_logits"]));
   CHECK(relative_distance(values_of(job.model(job.images)), expected["adam.eval_logits"]) <=
         t.adam_logits);
 }

@@ -26,12 +26,14 @@ const std::map<std::string, std::set<std::string>> kMayUse = {
     {"trainer", {"tensor", "kernels", "autograd", "nn", "optim", "data", "dist", "trainer"}},
 };
 
-// Folders whose headers are for the library alone, so that they may include other libraries' headers.
+// Folders whose headers are for the library alone, so that they may include other libraries'
+// headers.
 const std::vector<std::string> kPrivateFolders = {"cairn/kernels/cpu/"};
 
 // How the names of other libraries' headers start.
-const std::vector<std::string> kVendors = {"hwy/",      "nlohmann/", "curl/", "CLI/",   "Eigen/", "zlib.h",
-                                           "xxhash.h", "cuda",      "cudnn", "cublas", "nccl"};
+const std::vector<std::string> kVendors = {"hwy/",   "nlohmann/", "curl/",    "CLI/",
+                                           "Eigen/", "zlib.h",    "xxhash.h", "cuda",
+                                           "cudnn",  "cublas",    "nccl"};
 
 // What puts text on the terminal or ends the process; calls with their parenthesis.
 const std::vector<std::string> kOutput = {

@@ -1,5 +1,5 @@
-// One op of every kernel family, forward and backward, from a program that names no kernel. A kernel
-// that the static link lost would be an error here.
+// One op of every kernel family, forward and backward, from a program that names no kernel. A
+// kernel that the static link lost would be an error here.
 #include <cmath>
 #include <cstdio>
 #include <exception>

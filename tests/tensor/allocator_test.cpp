@@ -103,8 +103,8 @@ TEST_CASE("tensor: a storage keeps its owner alive and counts in-place writes") 
   std::weak_ptr<int> watch = owner;
   float memory[2] = {1, 2};
   {
-    const Tensor t(std::make_shared<Storage>(memory, 8, kCPU, std::move(owner)), DType::f32, {2}, {1},
-                   0);
+    const Tensor t(std::make_shared<Storage>(memory, 8, kCPU, std::move(owner)), DType::f32, {2},
+                   {1}, 0);
     CHECK_FALSE(watch.expired());
     CHECK(t.version() == 0);
     t.bump_version("relu_");

@@ -27,7 +27,8 @@ inline std::vector<double> elements(const Tensor& t) {
   std::vector<double> out;
   dispatch(t.dtype(), [&]<class T>() {
     const T* data = static_cast<const T*>(t.raw_data());
-    for_each(t, [&](const auto&, int64_t offset) { out.push_back(static_cast<double>(data[offset])); });
+    for_each(
+        t, [&](const auto&, int64_t offset) { out.push_back(static_cast<double>(data[offset])); });
   });
   return out;
 }

@@ -79,8 +79,7 @@ TEST_CASE("tensor: parallel_for inside another one and from several threads at o
 TEST_CASE("tensor: the thread count is checked") {
   CHECK(error_text([] { set_num_threads(0); }) == "set_num_threads: n must be at least 1, got 0");
   Threads scope(2);
-  CHECK(error_text([] {
-          parallel_for(0, 100, 1, [](int64_t, int64_t) { set_num_threads(3); });
-        }) == "set_num_threads: must not be called inside a parallel region");
+  CHECK(error_text([] { parallel_for(0, 100, 1, [](int64_t, int64_t) { set_num_threads(3); }); }) ==
+        "set_num_threads: must not be called inside a parallel region");
   CHECK(num_threads() == 2);
 }

@@ -32,7 +32,8 @@ Tensor tensor_of(const json& c) {
     const auto k = static_cast<size_t>(i);
     double value = 0;
     if (rule == "arange")
-      value = number_of(given[0]) + static_cast<double>(i) * (number_of(given[1]) - number_of(given[0]));
+      value = number_of(given[0]) +
+              static_cast<double>(i) * (number_of(given[1]) - number_of(given[0]));
     else
       value = number_of(given[rule == "repeat10" ? k % 10 : k]);
     t.data<double>()[i] = value;

@@ -24,7 +24,8 @@ struct Moments {
 Moments moments(const std::vector<double>& values) {
   Moments m;
   for (double v : values) m.mean += v / static_cast<double>(values.size());
-  for (double v : values) m.variance += (v - m.mean) * (v - m.mean) / static_cast<double>(values.size());
+  for (double v : values)
+    m.variance += (v - m.mean) * (v - m.mean) / static_cast<double>(values.size());
   return m;
 }
 
@@ -107,11 +108,14 @@ TEST_CASE("tensor: random numbers have the moments they should") {
 }
 
 TEST_CASE("tensor: random draws say what is wrong") {
-  CHECK(error_text([] { Tensor t = zeros({2}, {.dtype = DType::i64}); uniform_(t); }) ==
-        "uniform_: dtype must be floating, got i64");
+  CHECK(error_text([] {
+          Tensor t = zeros({2}, {.dtype = DType::i64});
+          uniform_(t);
+        }) == "uniform_: dtype must be floating, got i64");
   CHECK(error_text([] { uniform_(zeros({2}), 1, 0); }) ==
         "uniform_: low and high must be finite with low <= high, got 1 and 0");
-  CHECK(error_text([] { normal_(zeros({2}), 0, -1); }) == "normal_: std must not be negative, got -1");
+  CHECK(error_text([] { normal_(zeros({2}), 0, -1); }) ==
+        "normal_: std must not be negative, got -1");
   CHECK(error_text([] { randint(3, 3, {1}); }) == "randint: low must be below high, got 3 and 3");
   CHECK(error_text([] { randperm(-1); }) == "randperm: n must not be negative, got -1");
   CHECK(rand({0}).numel() == 0);

@@ -77,10 +77,12 @@ std::vector<Malformed> malformed_files() {
   bad_utf8[2] = '\xff';
   return {
       {"1234567", "R1: file must have at least 8 bytes, got 7"},
-      {length_bytes(100'000'001) + "{}", "R1: header must have at most 100000000 bytes, got "
-                                         "100000001"},
-      {length_bytes(~uint64_t{0}) + "{}", "R1: header must have at most 100000000 bytes, got "
-                                          "18446744073709551615"},
+      {length_bytes(100'000'001) + "{}",
+       "R1: header must have at most 100000000 bytes, got "
+       "100000001"},
+      {length_bytes(~uint64_t{0}) + "{}",
+       "R1: header must have at most 100000000 bytes, got "
+       "18446744073709551615"},
       {length_bytes(3) + "{}", "R1: header of 3 bytes must lie inside the file of 10 bytes"},
       one(bad_utf8, 8, "R2: header must be valid JSON, got an error at byte 3"),
       one("{\"a\":", 0, "R2: header must be valid JSON, got an error at byte 6"),
@@ -275,7 +277,8 @@ TEST_CASE("tensor: safetensors cut anywhere is an error") {
   const std::string path = folder.path("whole");
   save_safetensors(path, {{"w", zeros({512, 1024})}, {"b", ones({1000})}});
   std::string bytes = read_bytes(path);
-  for (size_t cut = bytes.size() - 1; cut > 0; cut = cut > 4096 ? (cut - 1) / 4096 * 4096 : cut - 1) {
+  for (size_t cut = bytes.size() - 1; cut > 0;
+       cut = cut > 4096 ? (cut - 1) / 4096 * 4096 : cut - 1) {
     REQUIRE(truncate(path.c_str(), static_cast<off_t>(cut)) == 0);
     const std::string text = error_text([&] { load_safetensors(path); });
     INFO(cut << ": " << text);
@@ -330,7 +333,8 @@ TEST_CASE("tensor: safetensors index names shards beside it and tensors that exi
   }
   CHECK(text(R"({"a":"2.safetensors"})") ==
         start + "R12: tensor 'a' must exist in shard '2.safetensors'");
-  CHECK(text(R"({"a":"1.safetensors","a":"1.safetensors"})") == start + "R7: name 'a' appears twice");
+  CHECK(text(R"({"a":"1.safetensors","a":"1.safetensors"})") ==
+        start + "R7: name 'a' appears twice");
   CHECK(text("3") == start + "R12: index must be a JSON object with an object 'weight_map'");
 }
 
@@ -341,23 +345,29 @@ TEST_CASE("tensor: safetensors leaves nothing behind when it cannot write") {
   const std::string before = read_bytes(path);
   const auto untouched = [&] { return folder.files() == 1 && read_bytes(path) == before; };
 
-  CHECK(error_text([&] { save_safetensors(path, {{"a", Tensor()}}); }) ==
-        "save_safetensors: tensor 'a' must be defined");
+  CHECK(error_text([&] {
+          save_safetensors(path, {{"a", Tensor()}});
+        }) == "save_safetensors: tensor 'a' must be defined");
   CHECK(untouched());
-  CHECK(error_text([&] { save_safetensors(path, {{"__metadata__", ones({1})}}); }) ==
+  CHECK(error_text([&] {
+          save_safetensors(path, {{"__metadata__", ones({1})}});
+        }) ==
         "save_safetensors: a tensor's name must have at most 4096 bytes and not be __metadata__, "
         "got '__metadata__'");
-  CHECK(error_text([&] { save_safetensors(path, {{"\xff", ones({1})}}); }) ==
-        "save_safetensors: '" + path + "' must get names and metadata in valid UTF-8");
+  CHECK(error_text([&] {
+          save_safetensors(path, {{"\xff", ones({1})}});
+        }) == "save_safetensors: '" + path + "' must get names and metadata in valid UTF-8");
   CHECK(untouched());
 
   const std::string nowhere = folder.path("no/x");
-  CHECK(error_text([&] { save_safetensors(nowhere, {{"a", ones({2})}}); }) ==
-        "save_safetensors: '" + nowhere + "' cannot be written: No such file or directory");
+  CHECK(error_text([&] {
+          save_safetensors(nowhere, {{"a", ones({2})}});
+        }) == "save_safetensors: '" + nowhere + "' cannot be written: No such file or directory");
   // A folder in the way: the rename fails after everything was written.
   std::filesystem::create_directory(folder.path("dir"));
-  CHECK(error_text([&] { save_safetensors(folder.path("dir"), {{"a", ones({2})}}); }) ==
-        "save_safetensors: '" + folder.path("dir") + "' cannot be written: Is a directory");
+  CHECK(error_text([&] {
+          save_safetensors(folder.path("dir"), {{"a", ones({2})}});
+        }) == "save_safetensors: '" + folder.path("dir") + "' cannot be written: Is a directory");
   CHECK(folder.files() == 2);
 
   // A file-size limit stands in for a full disk: the write fails half way.

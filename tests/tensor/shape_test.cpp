@@ -37,34 +37,40 @@ TEST_CASE("tensor: strides of both layouts") {
   CHECK(contiguous_strides({}) == Shape{});
   CHECK(contiguous_strides({2, 0, 4}) == Shape{4, 4, 1});
   CHECK(channels_last_strides({2, 3, 4, 5}) == Shape{60, 1, 15, 3});
-  CHECK(error_text([] { channels_last_strides({2, 3}); }) ==
-        "channels_last: input must be 4-d [N, C, H, W], got [2, 3]");
+  CHECK(error_text([] {
+          channels_last_strides({2, 3});
+        }) == "channels_last: input must be 4-d [N, C, H, W], got [2, 3]");
 }
 
 TEST_CASE("tensor: sizes that overflow or are negative are errors") {
   CHECK(numel_of({}) == 1);
   CHECK(numel_of({3, 0, 5}) == 0);
   CHECK(numel_of({kMax}) == kMax);
-  CHECK(error_text([] { numel_of({int64_t{1} << 32, int64_t{1} << 31}, "zeros"); }) ==
-        "zeros: size must fit in 63 bits, got 4294967296 x 2147483648");
+  CHECK(error_text([] {
+          numel_of({int64_t{1} << 32, int64_t{1} << 31}, "zeros");
+        }) == "zeros: size must fit in 63 bits, got 4294967296 x 2147483648");
   // A zero hides no overflow: strides are products too.
-  CHECK(error_text([] { numel_of({0, kMax, 2}, "zeros"); }) ==
-        "zeros: size must fit in 63 bits, got 9223372036854775807 x 2");
-  CHECK(error_text([] { numel_of({2, -1}, "zeros"); }) ==
-        "zeros: sizes must not be negative, got [2, -1]");
+  CHECK(error_text([] {
+          numel_of({0, kMax, 2}, "zeros");
+        }) == "zeros: size must fit in 63 bits, got 9223372036854775807 x 2");
+  CHECK(error_text([] {
+          numel_of({2, -1}, "zeros");
+        }) == "zeros: sizes must not be negative, got [2, -1]");
   CHECK(error_text([] { empty({int64_t{1} << 61}, {.dtype = DType::f64}); }) ==
         "empty: size must fit in 63 bits, got 2305843009213693952 x 8");
   CHECK(error_text([] { empty({int64_t{1} << 57}, {.dtype = DType::u8}); }) ==
         "allocate: size must be at most 2^56 bytes, got 144115188075855872");
-  CHECK(error_text([] { empty_strided({3, 3}, {kMax, 1}); }) ==
-        "empty: size must fit in 63 bits, got 2 x 9223372036854775807");
-  CHECK(error_text([] { raw::expand(ones({1}), {kMax, kMax}); }) ==
-        "tensor: size must fit in 63 bits, got 9223372036854775807 x 9223372036854775807");
-  CHECK(error_text([] { raw::view(ones({4}), {kMax, 4, -1}); }) ==
-        "view: size must fit in 63 bits, got 9223372036854775807 x 4");
+  CHECK(error_text([] {
+          empty_strided({3, 3}, {kMax, 1});
+        }) == "empty: size must fit in 63 bits, got 2 x 9223372036854775807");
+  CHECK(error_text([] {
+          raw::expand(ones({1}), {kMax, kMax});
+        }) == "tensor: size must fit in 63 bits, got 9223372036854775807 x 9223372036854775807");
+  CHECK(error_text([] {
+          raw::view(ones({4}), {kMax, 4, -1});
+        }) == "view: size must fit in 63 bits, got 9223372036854775807 x 4");
   CHECK(error_text([] { empty({-3}); }) == "empty: sizes must not be negative, got [-3]");
-  CHECK(error_text([] { arange(0, 1e18, 1e-3); }) ==
-        "arange: size must fit in 53 bits, got 1e+21");
+  CHECK(error_text([] { arange(0, 1e18, 1e-3); }) == "arange: size must fit in 53 bits, got 1e+21");
   CHECK(error_text([] { arange(0, 1, 0); }) ==
         "arange: start, end and a non-zero step must be finite, got 0, 1, 0");
 }
@@ -81,8 +87,9 @@ TEST_CASE("tensor: shapes broadcast as NumPy's") {
   CHECK(broadcast_shapes({2, 1, 4}, {3, 1}, "add") == Shape{2, 3, 4});
   CHECK(broadcast_shapes({}, {3}, "add") == Shape{3});
   CHECK(broadcast_shapes({0}, {1}, "add") == Shape{0});
-  CHECK(error_text([] { broadcast_shapes({2, 3}, {2, 4}, "add"); }) ==
-        "add: shapes must broadcast, got [2, 3] and [2, 4]");
+  CHECK(error_text([] {
+          broadcast_shapes({2, 3}, {2, 4}, "add");
+        }) == "add: shapes must broadcast, got [2, 3] and [2, 4]");
   CHECK(error_text([] { broadcast_shapes({0}, {2}, "add"); }) ==
         "add: shapes must broadcast, got [0] and [2]");
 }
@@ -139,8 +146,9 @@ TEST_CASE("tensor: device names") {
     CHECK(error_text([&] { Device{bad}; }) ==
           cat("device: name must be cpu, cuda or cuda:N, got '", bad, "'"));
   if (!has_backend(DeviceType::cuda))
-    CHECK(error_text([] { zeros({1}, {.device = Device("cuda")}); })
-              .find("device must be present, got cuda") != std::string::npos);
+    CHECK(error_text([] {
+            zeros({1}, {.device = Device("cuda")});
+          }).find("device must be present, got cuda") != std::string::npos);
 }
 
 TEST_CASE("tensor: factories") {
@@ -159,12 +167,14 @@ TEST_CASE("tensor: factories") {
   CHECK(tensor({1, 2}).dtype() == DType::i32);
   CHECK(scalar_tensor(3).dim() == 0);
   CHECK(scalar_tensor(3).item<int>() == 3);
-  CHECK(error_text([] { from_values(std::vector<float>{1, 2}, {3}); }) ==
-        "from_values: values must number 3 for shape [3], got 2");
+  CHECK(error_text([] {
+          from_values(std::vector<float>{1, 2}, {3});
+        }) == "from_values: values must number 3 for shape [3], got 2");
   float memory[4] = {1, 2, 3, 4};
   const Tensor blob = from_blob(memory, {2, 2});
   raw::fill_(blob, 7);
   CHECK(memory[3] == 7);
-  CHECK(error_text([&] { from_blob(memory, {kMax, 2}); }) ==
-        "from_blob: size must fit in 63 bits, got 9223372036854775807 x 2");
+  CHECK(error_text([&] {
+          from_blob(memory, {kMax, 2});
+        }) == "from_blob: size must fit in 63 bits, got 9223372036854775807 x 2");
 }

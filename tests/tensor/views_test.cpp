@@ -68,7 +68,8 @@ TEST_CASE("tensor: views share memory and say where elements lie") {
   CHECK(p.strides() == Shape{1, 12, 4});
   CHECK(p.storage() == t.storage());
   CHECK(elements(raw::select(t, 1, -1)) == Values{8, 9, 10, 11, 20, 21, 22, 23});
-  CHECK(elements(raw::slice(t, -1, 1, 100, 2)) == Values{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23});
+  CHECK(elements(raw::slice(t, -1, 1, 100, 2)) ==
+        Values{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23});
   CHECK(raw::slice(t, 0, 5, 9).shape() == Shape{0, 3, 4});
   CHECK(raw::slice(t, 2, -2, -1).shape() == Shape{2, 3, 1});
   CHECK(raw::slice(t, 2, 3, 1).numel() == 0);
@@ -87,22 +88,27 @@ TEST_CASE("tensor: views say what is wrong") {
   const Tensor t = counting({2, 3, 4});
   const auto text = [&](auto call) { return error_text([&] { call(); }); };
   CHECK(text([&] { raw::view(t, {5, -1}); }) == "view: shape must hold 24 elements, got [5, -1]");
-  CHECK(text([&] { raw::view(t, {-1, -1}); }) == "view: shape must have at most one -1, got [-1, -1]");
+  CHECK(text([&] {
+          raw::view(t, {-1, -1});
+        }) == "view: shape must have at most one -1, got [-1, -1]");
   CHECK(text([&] { raw::view(t, {0, -1}); }) == "view: shape must hold 24 elements, got [0, -1]");
   CHECK(text([&] { raw::view(raw::transpose(t, 0, 1), {24}); }) ==
         "view: shape must fit the layout, got [24] for a tensor of shape [3, 2, 4] and strides "
         "[4, 12, 1]; use reshape");
-  CHECK(text([&] { raw::permute(t, {0, 1}); }) ==
-        "permute: dims must name each of 3 dimensions once, got [0, 1]");
-  CHECK(text([&] { raw::permute(t, {0, 1, -2}); }) ==
-        "permute: dims must name each dimension once, got [0, 1, -2]");
+  CHECK(text([&] {
+          raw::permute(t, {0, 1});
+        }) == "permute: dims must name each of 3 dimensions once, got [0, 1]");
+  CHECK(text([&] {
+          raw::permute(t, {0, 1, -2});
+        }) == "permute: dims must name each dimension once, got [0, 1, -2]");
   CHECK(text([&] { raw::select(t, 0, 2); }) ==
         "select: index must be in [-2, 2) of dimension 0, got 2");
   CHECK(text([&] { raw::slice(t, 0, 0, 2, 0); }) == "slice: step must be at least 1, got 0");
   CHECK(text([&] { raw::slice(scalar_tensor(1), 0, 0, 1); }) ==
         "slice: input must have a dimension, got a 0-d tensor");
-  CHECK(text([&] { raw::expand(t, {4, 3, 4}); }) ==
-        "expand: shape must match [2, 3, 4] where its size is not 1, got [4, 3, 4]");
+  CHECK(text([&] {
+          raw::expand(t, {4, 3, 4});
+        }) == "expand: shape must match [2, 3, 4] where its size is not 1, got [4, 3, 4]");
   CHECK(text([&] { raw::as_strided(t, {2}, {24}, 0); }) ==
         "tensor: view must lie inside its storage of 24 elements, got offset 0, shape [2], strides "
         "[24]");
@@ -127,8 +133,9 @@ TEST_CASE("tensor: size 0 and 0-d work in every view and move") {
     raw::copy_(t, scalar_tensor(1));
   }
   CHECK(raw::expand(empty({1, 0}), {3, 0}).shape() == Shape{3, 0});
-  CHECK(error_text([] { raw::view(empty({0}), {-1, 0}); }) ==
-        "view: shape must hold 0 elements, got [-1, 0]");
+  CHECK(error_text([] {
+          raw::view(empty({0}), {-1, 0});
+        }) == "view: shape must hold 0 elements, got [-1, 0]");
   CHECK(raw::channels_last(empty({0, 3, 2, 2})).shape() == Shape{0, 3, 2, 2});
 
   const Tensor s = scalar_tensor(5);
@@ -178,8 +185,7 @@ TEST_CASE("tensor: random views are copied, reshaped and flattened right") {
       CHECK(elements(raw::reshape(t, {2, -1, 1})) == expected);
     Shape strides;
     Shape merged{t.numel()};
-    if (raw::view_strides(t, merged, strides))
-      CHECK(elements(raw::view(t, merged)) == expected);
+    if (raw::view_strides(t, merged, strides)) CHECK(elements(raw::view(t, merged)) == expected);
     // Into a destination with a layout of its own.
     Tensor target = zeros(t.shape(), {.dtype = t.dtype()});
     if (t.dim() > 1) {

@@ -59,10 +59,8 @@ Result run(const std::string& folder, const std::string& ckpt, int64_t max_steps
            int workers = 0) {
   data::TensorDataset train_set = small_data(18);
   data::TensorDataset val_set = small_data(6, 8);
-  data::DataLoader train(train_set, {.batch_size = 4,
-                                     .shuffle = true,
-                                     .num_workers = workers,
-                                     .seed = 11});
+  data::DataLoader train(train_set,
+                         {.batch_size = 4, .shuffle = true, .num_workers = workers, .seed = 11});
   data::DataLoader val(val_set, {.batch_size = 4});
   manual_seed(ckpt.empty() ? 3 : 99);  // a resumed run must not depend on it
   Stateful model;
@@ -220,7 +218,8 @@ TEST_CASE("trainer: a damaged checkpoint is refused in one sentence") {
       CHECK_FALSE(text.empty());
       CHECK(text.find('\n') == std::string::npos);
     }
-    for (size_t size = 0; size < good.size(); size += 7) CHECK_FALSE(load(good.substr(0, size)).empty());
+    for (size_t size = 0; size < good.size(); size += 7)
+      CHECK_FALSE(load(good.substr(0, size)).empty());
   }
   SECTION("a weight") {
     std::string bad = good;
@@ -240,8 +239,9 @@ TEST_CASE("trainer: a damaged checkpoint is refused in one sentence") {
               "' must be a checkpoint of Cairn, got a file without 'format'");
   }
   SECTION("no file") {
-    CHECK(error_text([&] { trainer::load_checkpoint(folder.path("none.ckpt")); })
-              .find(folder.path("none.ckpt")) != std::string::npos);
+    CHECK(error_text([&] {
+            trainer::load_checkpoint(folder.path("none.ckpt"));
+          }).find(folder.path("none.ckpt")) != std::string::npos);
   }
 }
 
@@ -330,7 +330,9 @@ TEST_CASE("trainer: ModelCheckpoint's file names and what it keeps") {
     CHECK(t.files() == Files{"epoch=1-step=10.ckpt"});
   }
   SECTION("a step that waits for validation to make the metric") {
-    t.fit({.filename = "{step}-{score:.1f}", .monitor = "score", .save_top_k = -1,
+    t.fit({.filename = "{step}-{score:.1f}",
+           .monitor = "score",
+           .save_top_k = -1,
            .every_n_train_steps = 5},
           2, {0.5, 0.25});
     CHECK(t.files() == Files{"step=5-score=0.5.ckpt", "step=10-score=0.2.ckpt"});
@@ -340,8 +342,9 @@ TEST_CASE("trainer: ModelCheckpoint's file names and what it keeps") {
     const Checkpoint c = trainer::load_checkpoint(t.folder.path("epoch=0-step=5.ckpt"));
     CHECK(c.state_dict.size() == 2);
     CHECK(c.optimizer_tensors.empty());
-    CHECK(error_text([&] { t.fit({}, 2, {}, t.folder.path("epoch=0-step=5.ckpt")); })
-              .find("must be a whole checkpoint to go on from, got one of weights only") !=
+    CHECK(error_text([&] {
+            t.fit({}, 2, {}, t.folder.path("epoch=0-step=5.ckpt"));
+          }).find("must be a whole checkpoint to go on from, got one of weights only") !=
           std::string::npos);
   }
   SECTION("a taken name gets a version") {

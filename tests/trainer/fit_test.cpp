@@ -246,8 +246,8 @@ TEST_CASE("trainer: a skipped batch warns once and does not step") {
   const auto t = r.fit({.max_epochs = 1});
   CHECK(r.counter->batches == 10);
   CHECK(t->global_step() == 0);
-  CHECK(t->warnings() == std::vector<std::string>{
-                             "fit: training_step gave no loss, so its batch was skipped"});
+  CHECK(t->warnings() ==
+        std::vector<std::string>{"fit: training_step gave no loss, so its batch was skipped"});
 }
 
 TEST_CASE("trainer: on_train_batch_start may skip the rest of the epoch") {

@@ -1,5 +1,5 @@
-// The order of hooks, against literal lists. Entries "C.x" are a callback's, "D.x" the data module's,
-// "S.x" the strategy's, the others the module's own.
+// The order of hooks, against literal lists. Entries "C.x" are a callback's, "D.x" the data
+// module's, "S.x" the strategy's, the others the module's own.
 #include <memory>
 
 #include "tests/catch.h"
@@ -19,6 +19,7 @@ struct Recorder : Callback {
 
   void setup(Trainer&, TrainingModule&, Stage s) override { add(cat("setup ", s).c_str()); }
   void teardown(Trainer&, TrainingModule&, Stage s) override { add(cat("teardown ", s).c_str()); }
+// clang-format off
 #define HOOK(name) \
   void name(Trainer&, TrainingModule&) override { add(#name); }
   HOOK(on_fit_start) HOOK(on_sanity_check_start) HOOK(on_sanity_check_end) HOOK(on_train_start)
@@ -37,10 +38,12 @@ struct Recorder : Callback {
   void name(Trainer&, TrainingModule&, optim::Optimizer&) override { add(#name); }
   HOOK(on_before_zero_grad) HOOK(on_before_optimizer_step)
 #undef HOOK
-  void on_before_backward(Trainer&, TrainingModule&, const Tensor&) override {
+      // clang-format on
+      void on_before_backward(Trainer&, TrainingModule&, const Tensor&) override {
     add("on_before_backward");
   }
-  void on_train_batch_end(Trainer&, TrainingModule&, const Tensor&, const Batch&, int64_t) override {
+  void on_train_batch_end(Trainer&, TrainingModule&, const Tensor&, const Batch&,
+                          int64_t) override {
     add("on_train_batch_end");
   }
   void on_predict_batch_end(Trainer&, TrainingModule&, const Tensor&, const Batch&,
@@ -97,6 +100,7 @@ struct RecordingModel : SmallModel {
   }
   void setup(Stage s) override { add(cat("setup ", s).c_str()); }
   void teardown(Stage s) override { add(cat("teardown ", s).c_str()); }
+// clang-format off
 #define HOOK(name) \
   void name() override { add(#name); }
   HOOK(prepare_data) HOOK(configure_model) HOOK(on_fit_start) HOOK(on_train_start)
@@ -120,7 +124,10 @@ struct RecordingModel : SmallModel {
   HOOK(on_validation_batch_start) HOOK(on_validation_batch_end) HOOK(on_test_batch_start)
   HOOK(on_test_batch_end) HOOK(on_predict_batch_start)
 #undef HOOK
-  void on_before_batch_transfer(Batch&) override { add("on_before_batch_transfer"); }
+      // clang-format on
+      void on_before_batch_transfer(Batch&) override {
+    add("on_before_batch_transfer");
+  }
   Batch transfer_batch_to_device(const Batch& b, Device d) override {
     add("transfer_batch_to_device");
     return TrainingModule::transfer_batch_to_device(b, d);
@@ -234,29 +241,20 @@ Log twice(const Log& a) { return a + a; }
 const Log kTransfer{"on_before_batch_transfer", "transfer_batch_to_device",
                     "on_after_batch_transfer"};
 
-const Log kTrainBatch = kTransfer + Log{"C.on_train_batch_start",
-                                        "on_train_batch_start",
-                                        "training_step",
-                                        "C.on_before_zero_grad",
-                                        "on_before_zero_grad",
-                                        "optimizer_zero_grad",
-                                        "C.on_before_backward",
-                                        "on_before_backward",
-                                        "S.backward",
-                                        "C.on_after_backward",
-                                        "on_after_backward",
-                                        "C.on_before_optimizer_step",
-                                        "on_before_optimizer_step",
-                                        "configure_gradient_clipping",
-                                        "S.optimizer_step",
-                                        "C.on_train_batch_end",
-                                        "on_train_batch_end"};
+const Log kTrainBatch =
+    kTransfer +
+    Log{"C.on_train_batch_start",   "on_train_batch_start",        "training_step",
+        "C.on_before_zero_grad",    "on_before_zero_grad",         "optimizer_zero_grad",
+        "C.on_before_backward",     "on_before_backward",          "S.backward",
+        "C.on_after_backward",      "on_after_backward",           "C.on_before_optimizer_step",
+        "on_before_optimizer_step", "configure_gradient_clipping", "S.optimizer_step",
+        "C.on_train_batch_end",     "on_train_batch_end"};
 
 Log evaluation(const std::string& x) {
-  const Log batch = kTransfer + Log{"C.on_" + x + "_batch_start", "on_" + x + "_batch_start",
-                                    x + "_step", "C.on_" + x + "_batch_end",
-                                    "on_" + x + "_batch_end"};
-  return Log{"on_" + x + "_model_eval",    "C.on_" + x + "_start",      "on_" + x + "_start",
+  const Log batch =
+      kTransfer + Log{"C.on_" + x + "_batch_start", "on_" + x + "_batch_start", x + "_step",
+                      "C.on_" + x + "_batch_end", "on_" + x + "_batch_end"};
+  return Log{"on_" + x + "_model_eval", "C.on_" + x + "_start", "on_" + x + "_start",
              "C.on_" + x + "_epoch_start", "on_" + x + "_epoch_start"} +
          twice(batch) +
          Log{"C.on_" + x + "_epoch_end", "on_" + x + "_epoch_end", "C.on_" + x + "_end",
@@ -264,7 +262,7 @@ Log evaluation(const std::string& x) {
 }
 
 Log beginning(const std::string& stage) {
-  return {"configure_callbacks", "D.prepare_data", "prepare_data", "D.setup",
+  return {"configure_callbacks", "D.prepare_data", "prepare_data",   "D.setup",
           "C.setup " + stage,    "setup " + stage, "configure_model"};
 }
 Log ending(const std::string& stage) {
@@ -273,11 +271,11 @@ Log ending(const std::string& stage) {
 
 const Log kEpoch = Log{"C.on_train_epoch_start", "on_train_epoch_start"} + twice(kTrainBatch) +
                    Log{"on_validation_model_zero_grad"} + evaluation("validation") +
-                   Log{"C.on_train_epoch_end", "on_train_epoch_end", "D.state_dict",
-                       "C.state_dict", "C.on_save_checkpoint", "on_save_checkpoint"};
+                   Log{"C.on_train_epoch_end", "on_train_epoch_end",   "D.state_dict",
+                       "C.state_dict",         "C.on_save_checkpoint", "on_save_checkpoint"};
 
-const Log kFitEnd = Log{"C.on_train_end", "on_train_end", "C.on_fit_end", "on_fit_end"} +
-                    ending("fit");
+const Log kFitEnd =
+    Log{"C.on_train_end", "on_train_end", "C.on_fit_end", "on_fit_end"} + ending("fit");
 
 // As one text per line, so that a failure shows where the lists part.
 std::string text(const Log& log) {
@@ -291,6 +289,7 @@ TEST_CASE("trainer: order of hooks in fit") {
   Trainer trainer(s.options(1));
   trainer.fit(s.model, s.data);
   // The hooks one by one, for the reader: this list is the contract.
+  // clang-format off
   const Log expected = {
       "configure_callbacks", "D.prepare_data", "prepare_data", "D.setup", "C.setup fit", "setup fit",
       "configure_model", "configure_optimizers", "C.on_fit_start", "on_fit_start",
@@ -337,6 +336,7 @@ TEST_CASE("trainer: order of hooks in fit") {
       "C.on_save_checkpoint", "on_save_checkpoint",
       "C.on_train_end", "on_train_end", "C.on_fit_end", "on_fit_end",
       "D.teardown", "C.teardown fit", "teardown fit"};
+  // clang-format on
   CHECK(text(s.log) == text(expected));
 }
 
@@ -348,7 +348,8 @@ TEST_CASE("trainer: order of hooks in validate, test and predict") {
   if (stage == "validate") trainer.validate(s.model, s.data);
   if (stage == "test") trainer.test(s.model, s.data);
   if (stage == "predict") trainer.predict(s.model, s.data);
-  const std::string loader = stage == "validate" ? "D.val_dataloader" : "D." + stage + "_dataloader";
+  const std::string loader =
+      stage == "validate" ? "D.val_dataloader" : "D." + stage + "_dataloader";
   CHECK(text(s.log) == text(beginning(stage) + Log{loader} + evaluation(x) + ending(stage)));
 }
 
@@ -369,12 +370,12 @@ TEST_CASE("trainer: order of hooks when a run is resumed") {
   Trainer trainer(s.options(2));
   trainer.fit(s.model, s.data, {.ckpt_path = first.folder.path("a.ckpt")});
   // No sanity check: it would disturb the restored state.
-  const Log expected =
-      beginning("fit") +
-      Log{"D.load_state_dict", "on_load_checkpoint", "C.on_load_checkpoint", "C.load_state_dict",
-          "configure_optimizers", "C.on_fit_start", "on_fit_start", "D.train_dataloader",
-          "D.val_dataloader", "C.on_train_start", "on_train_start"} +
-      kEpoch + kFitEnd;
+  const Log expected = beginning("fit") +
+                       Log{"D.load_state_dict", "on_load_checkpoint",   "C.on_load_checkpoint",
+                           "C.load_state_dict", "configure_optimizers", "C.on_fit_start",
+                           "on_fit_start",      "D.train_dataloader",   "D.val_dataloader",
+                           "C.on_train_start",  "on_train_start"} +
+                       kEpoch + kFitEnd;
   CHECK(text(s.log) == text(expected));
 }
 

@@ -50,14 +50,12 @@ TEST_CASE("trainer: accelerators, devices and strategies") {
   CHECK(refused({.devices = 1, .accelerator = "CPU"}).empty());
   CHECK(refused({.devices = "1", .accelerator = "auto", .strategy = "single_device"}).empty());
   CHECK(refused({.strategy = trainer::SingleDeviceStrategy()}).empty());
-  CHECK(refused({.accelerator = "cuda"}) ==
-        "Trainer: accelerator must be present (cpu), got cuda");
+  CHECK(refused({.accelerator = "cuda"}) == "Trainer: accelerator must be present (cpu), got cuda");
   CHECK(refused({.accelerator = "tpu"}) ==
         "Trainer: accelerator must be auto or one of cpu, got tpu");
   CHECK(refused({.devices = 0}) == "Trainer: devices must be auto or at least 1, got 0");
   CHECK(refused({.devices = "-1"}) == "Trainer: devices must be auto or at least 1, got -1");
-  CHECK(refused({.devices = 2}) ==
-        "Trainer: devices must be 1 with strategy single_device, got 2");
+  CHECK(refused({.devices = 2}) == "Trainer: devices must be 1 with strategy single_device, got 2");
   CHECK(refused({.strategy = "fsdp"}) ==
         "Trainer: strategy must be auto or single_device, got fsdp");
 }
@@ -70,11 +68,13 @@ TEST_CASE("trainer: max_time as text") {
 }
 
 TEST_CASE("trainer: callbacks that contradict the options") {
-  CHECK(refused({.callbacks = {trainer::ModelCheckpoint()}, .enable_checkpointing = false}) ==
-        "Trainer: enable_checkpointing must be true with a ModelCheckpoint among the callbacks, got "
-        "false");
+  CHECK(
+      refused({.callbacks = {trainer::ModelCheckpoint()}, .enable_checkpointing = false}) ==
+      "Trainer: enable_checkpointing must be true with a ModelCheckpoint among the callbacks, got "
+      "false");
   CHECK(refused({.callbacks = {trainer::ProgressBar()}, .enable_progress_bar = false}) ==
-        "Trainer: enable_progress_bar must be true with a ProgressBar among the callbacks, got false");
+        "Trainer: enable_progress_bar must be true with a ProgressBar among the callbacks, got "
+        "false");
   CHECK(refused({.callbacks = {trainer::ProgressBar(), trainer::ProgressBar()}}) ==
         "Trainer: callbacks must have at most one ProgressBar, got 2");
   CHECK(refused({.callbacks = {trainer::Held<Callback>()}}) ==
@@ -89,8 +89,9 @@ TEST_CASE("trainer: callbacks that contradict the options") {
   o.logger = false;
   o.enable_progress_bar = false;
   Trainer t(std::move(o));
-  CHECK(error_text([&] { t.fit(model, loader); })
-            .find("Trainer: callbacks with a state must differ in state_key, got ModelCheckpoint{") ==
+  CHECK(error_text([&] {
+          t.fit(model, loader);
+        }).find("Trainer: callbacks with a state must differ in state_key, got ModelCheckpoint{") ==
         0);
 }
 
@@ -101,9 +102,11 @@ TEST_CASE("trainer: models and loaders that cannot be run") {
   struct Empty : TrainingModule {
     nn::Linear layer{child("layer"), 3, 2};
   } empty;
-  CHECK(error_text([&] { t.fit(empty, loader); }) == "fit: model must override configure_optimizers");
+  CHECK(error_text([&] { t.fit(empty, loader); }) ==
+        "fit: model must override configure_optimizers");
   CHECK(error_text([&] { t.test(empty, loader); }) == "test: model must override test_step");
-  CHECK(error_text([&] { t.predict(empty, loader); }) == "predict: model must override predict_step");
+  CHECK(error_text([&] { t.predict(empty, loader); }) ==
+        "predict: model must override predict_step");
   SmallModel model;
   CHECK(error_text([&] { t.fit(model, loader, loader); }) ==
         "fit: the validation loader must be another object than the training loader");

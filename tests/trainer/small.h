@@ -61,7 +61,8 @@ struct SmallModel : TrainingModule {
 
 inline data::TensorDataset small_data(int64_t samples, uint64_t seed = 7) {
   Generator generator(seed);
-  return data::TensorDataset(randn({samples, 3}, {}, generator), randn({samples, 2}, {}, generator));
+  return data::TensorDataset(randn({samples, 3}, {}, generator),
+                             randn({samples, 2}, {}, generator));
 }
 
 // No files, no output: what most tests want.
@@ -72,7 +73,8 @@ inline TrainerOptions quiet(TrainerOptions options = {}) {
   return options;
 }
 
-// Takes the test framework's SIGINT handler away for a while: the trainer leaves foreign ones alone.
+// Takes the test framework's SIGINT handler away for a while: the trainer leaves foreign ones
+// alone.
 class DefaultInterrupt {
  public:
   DefaultInterrupt() : before_(std::signal(SIGINT, SIG_DFL)) {}

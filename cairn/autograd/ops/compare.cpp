@@ -70,9 +70,9 @@ void give_side(Grads& g, size_t i, const Shape& shape, bool side, const Tensor& 
 
 }  // namespace
 
-#define CAIRN_OP(name, Functor)                                                          \
-  Tensor name(const Tensor& a, const Tensor& b) {                                        \
-    return compare(#name, kernels::name##_fwd, a, b);                                    \
+#define CAIRN_OP(name, Functor)                       \
+  Tensor name(const Tensor& a, const Tensor& b) {     \
+    return compare(#name, kernels::name##_fwd, a, b); \
   }
 CAIRN_COMPARE(CAIRN_OP)
 #undef CAIRN_OP
@@ -98,8 +98,8 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
   const DType dtype = result_type(a, b);
   const Tensor from_a = to(a, dtype);
   const Tensor from_b = to(b, dtype);
-  const Shape shape = broadcast_shapes(broadcast_shapes(a.shape(), b.shape(), "where"),
-                                       condition.shape(), "where");
+  const Shape shape =
+      broadcast_shapes(broadcast_shapes(a.shape(), b.shape(), "where"), condition.shape(), "where");
   const Tensor y = detail::empty_result(shape, dtype, from_a, &from_b);
   kernels::where_fwd(y.device(), y, condition, from_a, from_b);
   if (!detail::recording(from_a) && !detail::recording(from_b)) return y;
@@ -115,8 +115,8 @@ Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) {
   check_condition("masked_fill", "mask", mask);
   detail::check_defined("masked_fill", x);
   detail::check_same_device("masked_fill", x, mask);
-  check(is_floating(x.dtype()) || value == std::floor(value), "masked_fill: value must be whole for ",
-        x.dtype(), ", got ", value);
+  check(is_floating(x.dtype()) || value == std::floor(value),
+        "masked_fill: value must be whole for ", x.dtype(), ", got ", value);
   const Shape shape = broadcast_shapes(x.shape(), mask.shape(), "masked_fill");
   const Tensor y = detail::empty_result(shape, x.dtype(), x);
   const auto integer = is_floating(x.dtype()) ? int64_t{0} : static_cast<int64_t>(value);

@@ -46,8 +46,7 @@ Tensor to_compute(const Tensor& t) {
 int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation,
                     const char* axis) {
   const int64_t padded = checked_add(in, checked_mul(2, pad, "conv2d"), "conv2d");
-  const int64_t extent =
-      checked_add(checked_mul(dilation, kernel - 1, "conv2d"), 1, "conv2d");
+  const int64_t extent = checked_add(checked_mul(dilation, kernel - 1, "conv2d"), 1, "conv2d");
   check(padded >= extent, "conv2d: padded input ", axis, " must be at least the kernel's extent ",
         extent, ", got ", padded);
   return (padded - extent) / stride + 1;
@@ -121,14 +120,13 @@ void weight_gradient(Grads& g, const Shape& w_shape, const Tensor& x, const Tens
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
               const Conv2dOptions& options) {
   check_conv2d(x, weight, bias, options);
-  const ConvParams params{options.stride.h,   options.stride.w,   options.padding.h,
-                          options.padding.w,  options.dilation.h, options.dilation.w,
+  const ConvParams params{options.stride.h,  options.stride.w,   options.padding.h,
+                          options.padding.w, options.dilation.h, options.dilation.w,
                           options.groups};
-  const Shape shape{x.size(0), weight.size(0),
-                    output_size(x.size(2), weight.size(2), params.stride_h, params.pad_h,
-                                params.dil_h, "height"),
-                    output_size(x.size(3), weight.size(3), params.stride_w, params.pad_w,
-                                params.dil_w, "width")};
+  const Shape shape{
+      x.size(0), weight.size(0),
+      output_size(x.size(2), weight.size(2), params.stride_h, params.pad_h, params.dil_h, "height"),
+      output_size(x.size(3), weight.size(3), params.stride_w, params.pad_w, params.dil_w, "width")};
   const Tensor image = raw::channels_last(x);
   const Tensor kernel = to_hwio(weight);
   const DType dtype = compute_dtype(x.dtype());

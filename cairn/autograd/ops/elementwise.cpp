@@ -52,7 +52,7 @@ kernels::Operand operand(const Argument& a) {
 void check_fits(const char* op, const Scalar& s, DType dtype) {
   if (s.kind() != Scalar::Kind::integer) return;
   const int64_t v = s.as_int();
-  const bool fits = dtype == DType::i32 ? v == static_cast<int32_t>(v)
+  const bool fits = dtype == DType::i32  ? v == static_cast<int32_t>(v)
                     : dtype == DType::u8 ? v == static_cast<uint8_t>(v)
                                          : true;
   check(fits, op, ": number must fit ", dtype, ", got ", v);
@@ -78,9 +78,9 @@ Tensor record_binary(const BinaryOp& op, const Tensor& y, const Argument& a, con
   const int reads = (recording(ta) ? op.da_reads : 0) | (recording(tb) ? op.db_reads : 0);
   return record(
       op.name, y, {ta, tb},
-      [sa = SavedOperand(a, reads & functors::kReadsA), sb = SavedOperand(b, reads & functors::kReadsB),
-       shape_a = a.tensor ? ta.shape() : Shape{}, shape_b = b.tensor ? tb.shape() : Shape{},
-       name = op.name, &bwd = *op.bwd](Grads& g) {
+      [sa = SavedOperand(a, reads & functors::kReadsA),
+       sb = SavedOperand(b, reads & functors::kReadsB), shape_a = a.tensor ? ta.shape() : Shape{},
+       shape_b = b.tensor ? tb.shape() : Shape{}, name = op.name, &bwd = *op.bwd](Grads& g) {
         const kernels::Operand oa = sa.get(name);
         const kernels::Operand ob = sb.get(name);
         const Tensor& out = g.out();
@@ -131,22 +131,21 @@ Tensor binary(const BinaryOp& op, Argument a, Argument b) {
 
 }  // namespace detail
 
-// --- unary -------------------------------------------------------------------------------------------
+// --- unary
+// -------------------------------------------------------------------------------------------
 
-#define CAIRN_OP(name, Functor)                                                                   \
-  Tensor name(const Tensor& x) {                                                                  \
-    return detail::unary({#name, kernels::name##_fwd, kernels::name##_bwd,                        \
-                          functors::Functor::kSaves, false},                                      \
-                         x);                                                                      \
+#define CAIRN_OP(name, Functor)                                                                  \
+  Tensor name(const Tensor& x) {                                                                 \
+    return detail::unary(                                                                        \
+        {#name, kernels::name##_fwd, kernels::name##_bwd, functors::Functor::kSaves, false}, x); \
   }
 CAIRN_UNARY_FLOATING(CAIRN_OP)
 #undef CAIRN_OP
 
-#define CAIRN_OP(name, Functor)                                                                   \
-  Tensor name(const Tensor& x) {                                                                  \
-    return detail::unary({#name, kernels::name##_fwd, kernels::name##_bwd,                        \
-                          functors::Functor::kSaves, true},                                       \
-                         x);                                                                      \
+#define CAIRN_OP(name, Functor)                                                                 \
+  Tensor name(const Tensor& x) {                                                                \
+    return detail::unary(                                                                       \
+        {#name, kernels::name##_fwd, kernels::name##_bwd, functors::Functor::kSaves, true}, x); \
   }
 CAIRN_UNARY_ANY(CAIRN_OP)
 #undef CAIRN_OP
@@ -169,10 +168,9 @@ Tensor clamp(const Tensor& x, std::optional<double> min, std::optional<double> m
       // No double is the largest i64, so an open end there must not be a bound at all.
       return maximum(x, full({}, std::max(low, lowest), {DType::i64, x.device()}));
     }
-    return detail::unary({"clamp", kernels::clamp_fwd, kernels::clamp_bwd,
-                          functors::Clamp::kSaves, true},
-                         x, {std::min(std::max(low, lowest), highest),
-                             std::max(std::min(high, highest), lowest)});
+    return detail::unary(
+        {"clamp", kernels::clamp_fwd, kernels::clamp_bwd, functors::Clamp::kSaves, true}, x,
+        {std::min(std::max(low, lowest), highest), std::max(std::min(high, highest), lowest)});
   }
   return detail::unary(
       {"clamp", kernels::clamp_fwd, kernels::clamp_bwd, functors::Clamp::kSaves, true}, x,
@@ -187,20 +185,21 @@ Tensor leaky_relu(const Tensor& x, double negative_slope) {
 
 Tensor gelu(const Tensor& x, GeluApproximate approximate) {
   if (approximate == GeluApproximate::tanh)
-    return detail::unary({"gelu", kernels::gelu_tanh_fwd, kernels::gelu_tanh_bwd,
-                          functors::GeluTanh::kSaves, false},
-                         x);
+    return detail::unary(
+        {"gelu", kernels::gelu_tanh_fwd, kernels::gelu_tanh_bwd, functors::GeluTanh::kSaves, false},
+        x);
   return detail::unary(
       {"gelu", kernels::gelu_erf_fwd, kernels::gelu_erf_bwd, functors::GeluErf::kSaves, false}, x);
 }
 
-// --- binary ------------------------------------------------------------------------------------------
+// --- binary
+// ------------------------------------------------------------------------------------------
 
 namespace {
 
 template <class F>
 constexpr detail::BinaryOp described(const char* name, const kernels::BinaryFwd& fwd,
-                           const kernels::BinaryBwd& bwd, bool floating = false) {
+                                     const kernels::BinaryBwd& bwd, bool floating = false) {
   return {name, fwd, &bwd, F::kDaReads, F::kDbReads, floating, std::is_same_v<F, functors::Add>};
 }
 
@@ -269,7 +268,8 @@ Tensor pow(const Tensor& a, Scalar b) {
   return detail::binary(kPow, a, b);
 }
 
-// --- conversion --------------------------------------------------------------------------------------
+// --- conversion
+// --------------------------------------------------------------------------------------
 
 Tensor to(const Tensor& x, DType dtype) {
   detail::check_defined("to", x);

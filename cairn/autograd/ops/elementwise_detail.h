@@ -1,6 +1,6 @@
-// What the elementwise ops share: promotion, operands that are tensors or numbers, and the recording
-// of unary and binary kernels.
-// Invariant: nothing is saved, copied or allocated for a gradient that nobody will ask for.
+// What the elementwise ops share: promotion, operands that are tensors or numbers, and the
+// recording of unary and binary kernels. Invariant: nothing is saved, copied or allocated for a
+// gradient that nobody will ask for.
 #pragma once
 
 #include "cairn/autograd/ops/elementwise.h"
@@ -51,8 +51,8 @@ struct BinaryOp {
   const kernels::BinaryBwd* bwd;  // null: no gradient
   int da_reads = 0;
   int db_reads = 0;
-  bool floating = false;     // integers become f32
-  bool passes_on = false;    // the gradients are the output's own (add)
+  bool floating = false;   // integers become f32
+  bool passes_on = false;  // the gradients are the output's own (add)
 };
 // Promotes, broadcasts, computes and records.
 Tensor binary(const BinaryOp& op, Argument a, Argument b);

@@ -218,8 +218,7 @@ Tensor one_hot(const Tensor& classes, int64_t num_classes) {
   Shape shape = classes.shape();
   shape.push_back(num_classes);
   const Tensor y = zeros(shape, {DType::i64, classes.device()});
-  if (y.numel() > 0)
-    kernels::one_hot_fwd(y.device(), y, raw::contiguous(classes), num_classes);
+  if (y.numel() > 0) kernels::one_hot_fwd(y.device(), y, raw::contiguous(classes), num_classes);
   return y;
 }
 

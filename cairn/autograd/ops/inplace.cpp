@@ -9,7 +9,8 @@ namespace cairn {
 namespace {
 
 bool recorded(const Tensor& self, const Tensor& other = {}) {
-  return grad_enabled() && is_floating(self.dtype()) && (requires_grad(self) || requires_grad(other));
+  return grad_enabled() && is_floating(self.dtype()) &&
+         (requires_grad(self) || requires_grad(other));
 }
 
 // Writing needs each element to have a place of its own, and a recorded write a storage of its own:
@@ -66,8 +67,7 @@ const Tensor& mul_(const Tensor& self, const Tensor& other) {
   check_writable("mul_", self, other);
   const Tensor from = prepared("mul_", self, other);
   const bool record_it = recorded(self, from);
-  const Saved before =
-      record_it && requires_grad(from) ? Saved(raw::clone(self)) : Saved();
+  const Saved before = record_it && requires_grad(from) ? Saved(raw::clone(self)) : Saved();
   // x.mul_(x) overwrites its own factor, so that factor is kept too.
   const Tensor factor = record_it && from.same_as(self) ? raw::clone(from) : from;
   kernels::mul_fwd(self.device(), self, self, from);
@@ -83,8 +83,7 @@ const Tensor& mul_(const Tensor& self, const Tensor& other) {
 const Tensor& add_(const Tensor& self, Scalar other) {
   check_writable("add_", self);
   check_number("add_", self, other);
-  kernels::add_fwd(self.device(), self, self,
-                   kernels::Operand(other.as_double(), other.as_int()));
+  kernels::add_fwd(self.device(), self, self, kernels::Operand(other.as_double(), other.as_int()));
   self.bump_version("add_");
   if (recorded(self)) record_inplace("add_", self, {}, [](Grads& g) { g.give(0, g.out()); });
   return self;
@@ -93,8 +92,7 @@ const Tensor& add_(const Tensor& self, Scalar other) {
 const Tensor& mul_(const Tensor& self, Scalar other) {
   check_writable("mul_", self);
   check_number("mul_", self, other);
-  kernels::mul_fwd(self.device(), self, self,
-                   kernels::Operand(other.as_double(), other.as_int()));
+  kernels::mul_fwd(self.device(), self, self, kernels::Operand(other.as_double(), other.as_int()));
   self.bump_version("mul_");
   if (recorded(self))
     record_inplace("mul_", self, {}, [other](Grads& g) { g.give(0, mul(g.out(), other)); });
@@ -108,8 +106,7 @@ const Tensor& relu_(const Tensor& self) {
   self.bump_version("relu_");
   if (recorded(self))
     record_inplace("relu_", self, {}, [y = Saved(self)](Grads& g) {
-      kernels::relu_bwd(g.out().device(), g.dst(0), g.out(), y.get("relu_"),
-                        kernels::Attributes{});
+      kernels::relu_bwd(g.out().device(), g.dst(0), g.out(), y.get("relu_"), kernels::Attributes{});
     });
   return self;
 }

@@ -30,7 +30,8 @@ DType statistics_dtype(const Tensor& x) {
   return x.dtype() == DType::f64 ? DType::f64 : DType::f32;
 }
 
-// --- classes -----------------------------------------------------------------------------------------
+// --- classes
+// -----------------------------------------------------------------------------------------
 
 // The shape of one target per prediction: x's without its classes.
 Shape without_classes(const Shape& x) {
@@ -86,7 +87,8 @@ Tensor as_rows(const Tensor& x) {
 // matrix that deliver() hands over.
 class RowsGradient {
  public:
-  RowsGradient(Grads& g, size_t input, const Shape& shape, int64_t classes) : target_(g.dst(input)) {
+  RowsGradient(Grads& g, size_t input, const Shape& shape, int64_t classes)
+      : target_(g.dst(input)) {
     if (!target_) return;
     const Tensor& t = target_.tensor;
     direct_ = shape.size() <= 2 && t.is_contiguous();
@@ -114,7 +116,8 @@ class RowsGradient {
   bool direct_ = true;
 };
 
-// --- elementwise -------------------------------------------------------------------------------------
+// --- elementwise
+// -------------------------------------------------------------------------------------
 
 void check_pair(const char* op, const Tensor& input, const Tensor& target) {
   check(input.defined() && target.defined(), op, ": input and target must be defined");
@@ -127,7 +130,8 @@ void check_pair(const char* op, const Tensor& input, const Tensor& target) {
 
 Tensor expanded(const char* op, const char* name, const Tensor& t, const Tensor& input) {
   if (!t.defined()) return t;
-  check(t.dtype() == input.dtype(), op, ": ", name, " must be ", input.dtype(), ", got ", t.dtype());
+  check(t.dtype() == input.dtype(), op, ": ", name, " must be ", input.dtype(), ", got ",
+        t.dtype());
   check(broadcast_shapes(t.shape(), input.shape(), op) == input.shape(), op, ": ", name,
         " must broadcast to ", input.shape(), ", got ", t.shape());
   return raw::contiguous(raw::expand(t, input.shape()));
@@ -244,8 +248,8 @@ Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& targe
                   const Tensor dx = gradient_memory(g, 0, input);
                   const Tensor dt = gradient_memory(g, 1, input);
                   kernels::bce_with_logits_bwd(input.device(), dx, dt, raw::contiguous(g.out()),
-                                               input, t.get(op), weight.get(op),
-                                               pos_weight.get(op), how);
+                                               input, t.get(op), weight.get(op), pos_weight.get(op),
+                                               how);
                   if (dx.defined()) g.give(0, dx);
                   if (dt.defined()) g.give(1, dt);
                 });

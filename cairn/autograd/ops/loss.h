@@ -8,7 +8,7 @@ namespace cairn {
 enum class Reduction { none, mean, sum };
 
 struct CrossEntropyOptions {
-  Tensor weight;  // [C]
+  Tensor weight = {};  // [C]
   int64_t ignore_index = -100;
   Reduction reduction = Reduction::mean;
   double label_smoothing = 0;
@@ -21,7 +21,7 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target,
                      const CrossEntropyOptions& options = {});
 
 struct NllLossOptions {
-  Tensor weight;
+  Tensor weight = {};
   int64_t ignore_index = -100;
   Reduction reduction = Reduction::mean;
 };
@@ -32,8 +32,8 @@ Tensor nll_loss(const Tensor& log_probs, const Tensor& target, const NllLossOpti
 Tensor mse_loss(const Tensor& input, const Tensor& target, Reduction reduction = Reduction::mean);
 
 struct BceWithLogitsOptions {
-  Tensor weight;      // broadcasts to input
-  Tensor pos_weight;  // broadcasts to input
+  Tensor weight = {};      // broadcasts to input
+  Tensor pos_weight = {};  // broadcasts to input
   Reduction reduction = Reduction::mean;
 };
 // input and target of one shape.

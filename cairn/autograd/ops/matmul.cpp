@@ -77,9 +77,8 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
   Shape a_matrix = a.shape(), b_matrix = b.shape();
   if (a.dim() == 1) a_matrix = {1, a.size(0)};
   if (b.dim() == 1) b_matrix = {b.size(0), 1};
-  Shape result = joined(
-      broadcast_shapes(leading(a_matrix), leading(b_matrix), "matmul"),
-      a_matrix[a_matrix.size() - 2], b_matrix.back());
+  Shape result = joined(broadcast_shapes(leading(a_matrix), leading(b_matrix), "matmul"),
+                        a_matrix[a_matrix.size() - 2], b_matrix.back());
   if (b_matrix.size() == 2 && a_matrix.size() > 2) {
     int64_t rows = 1;
     for (size_t i = 0; i + 1 < a_matrix.size(); ++i) rows *= a_matrix[i];
@@ -96,28 +95,26 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
       a.device(), Dst{y, false},
       raw::expand(to_compute(left), joined(leading(full), left.size(-2), left.size(-1))),
       raw::expand(to_compute(right), joined(leading(full), right.size(-2), right.size(-1))));
-  return record("matmul", raw::view(raw::to(y, a.dtype()), result), {a, b},
-                [a = requires_grad(b) ? Saved(left) : Saved(),
-                 b = requires_grad(a) ? Saved(right) : Saved(), a_matrix, b_matrix,
-                 full](Grads& g) {
-                  const Tensor dy = to_compute(raw::reshape(g.out(), full));
-                  if (b.defined())
-                    product_into(g, 0, a_matrix, dy, transposed(to_compute(b.get("matmul"))));
-                  if (a.defined())
-                    product_into(g, 1, b_matrix, transposed(to_compute(a.get("matmul"))), dy);
-                });
+  return record(
+      "matmul", raw::view(raw::to(y, a.dtype()), result), {a, b},
+      [a = requires_grad(b) ? Saved(left) : Saved(), b = requires_grad(a) ? Saved(right) : Saved(),
+       a_matrix, b_matrix, full](Grads& g) {
+        const Tensor dy = to_compute(raw::reshape(g.out(), full));
+        if (b.defined()) product_into(g, 0, a_matrix, dy, transposed(to_compute(b.get("matmul"))));
+        if (a.defined()) product_into(g, 1, b_matrix, transposed(to_compute(a.get("matmul"))), dy);
+      });
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   check(x.defined() && weight.defined(), "linear: input and weight must be defined");
   check(weight.dim() == 2, "linear: weight must be 2-d [out, in], got ", weight.shape());
   check(is_floating(x.dtype()), "linear: input must be floating, got ", x.dtype());
-  check(weight.dtype() == x.dtype(), "linear: weight must be ", x.dtype(),
-        " like the input, got ", weight.dtype());
+  check(weight.dtype() == x.dtype(), "linear: weight must be ", x.dtype(), " like the input, got ",
+        weight.dtype());
   check(weight.device() == x.device(), "linear: weight must be on ", x.device(), ", got ",
         weight.device());
-  check(x.dim() >= 1 && x.size(-1) == weight.size(1), "linear: input must end in ",
-        weight.size(1), " features for weight ", weight.shape(), ", got ", x.shape());
+  check(x.dim() >= 1 && x.size(-1) == weight.size(1), "linear: input must end in ", weight.size(1),
+        " features for weight ", weight.shape(), ", got ", x.shape());
   const int64_t in = weight.size(1), out = weight.size(0);
   if (bias.defined()) {
     check(bias.shape() == Shape{out}, "linear: bias must be of shape ", Shape{out}, ", got ",
@@ -136,22 +133,21 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   if (bias.defined()) kernels::fill_rows(x.device(), y, to_compute(raw::contiguous(bias)));
   kernels::matmul(x.device(), Dst{y, bias.defined()}, to_compute(matrix),
                   transposed(to_compute(weight)));
-  return record(
-      "linear", raw::view(raw::to(y, x.dtype()), result), {x, weight, bias},
-      [x = requires_grad(weight) ? Saved(matrix) : Saved(),
-       w = requires_grad(x) ? Saved(weight) : Saved(), rows, in, out](Grads& g) {
-        const Tensor dy = to_compute(raw::contiguous(raw::reshape(g.out(), {rows, out})));
-        if (w.defined()) product_into(g, 0, {rows, in}, dy, to_compute(w.get("linear")));
-        if (x.defined())
-          product_into(g, 1, {out, in}, transposed(dy), to_compute(x.get("linear")));
-        const Dst db = g.dst(2);
-        if (!db) return;
-        if (db.tensor.dtype() == dy.dtype() && db.tensor.is_contiguous())
-          return kernels::sum_rows(dy.device(), db, dy);
-        const Tensor sum = empty({out}, {dy.dtype(), dy.device()});
-        kernels::sum_rows(dy.device(), Dst{sum, false}, dy);
-        kernels::accumulate_to(dy.device(), db, sum);
-      });
+  return record("linear", raw::view(raw::to(y, x.dtype()), result), {x, weight, bias},
+                [x = requires_grad(weight) ? Saved(matrix) : Saved(),
+                 w = requires_grad(x) ? Saved(weight) : Saved(), rows, in, out](Grads& g) {
+                  const Tensor dy = to_compute(raw::contiguous(raw::reshape(g.out(), {rows, out})));
+                  if (w.defined()) product_into(g, 0, {rows, in}, dy, to_compute(w.get("linear")));
+                  if (x.defined())
+                    product_into(g, 1, {out, in}, transposed(dy), to_compute(x.get("linear")));
+                  const Dst db = g.dst(2);
+                  if (!db) return;
+                  if (db.tensor.dtype() == dy.dtype() && db.tensor.is_contiguous())
+                    return kernels::sum_rows(dy.device(), db, dy);
+                  const Tensor sum = empty({out}, {dy.dtype(), dy.device()});
+                  kernels::sum_rows(dy.device(), Dst{sum, false}, dy);
+                  kernels::accumulate_to(dy.device(), db, sum);
+                });
 }
 
 }  // namespace cairn

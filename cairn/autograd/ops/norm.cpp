@@ -9,8 +9,8 @@
 namespace cairn {
 namespace {
 
-// The tensor itself where its channels (dimension 1) are innermost in memory without gaps, else such
-// a copy.
+// The tensor itself where its channels (dimension 1) are innermost in memory without gaps, else
+// such a copy.
 Tensor channels_innermost(const Tensor& x) {
   if (x.dim() == 2) return raw::contiguous(x);
   if (x.dim() == 4) return raw::channels_last(x);
@@ -92,7 +92,7 @@ Tensor contiguous_or_none(const Tensor& t) { return t.defined() ? raw::contiguou
 
 Tensor coefficient_memory(const Tensor& x) {
   const DType dtype = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
-  return empty({4 * x.size(1)}, {dtype, x.device()});
+  return empty({5 * x.size(1)}, {dtype, x.device()});
 }
 
 Tensor batch_norm_work_memory(const Tensor& x) {
@@ -108,7 +108,7 @@ Tensor batch_norm_op(const char* op, const Tensor& input, const Tensor& residual
   const Device device = input.device();
   const Tensor x = channels_innermost(input);
   const Tensor residual = residual_input.defined() ? channels_innermost(residual_input) : Tensor{};
-  const Tensor w = contiguous_or_none(weight);
+  const Tensor w = contiguous_or_none(weight), b = contiguous_or_none(bias);
   const Tensor y = empty_channels_innermost(x);
   const Tensor mean = empty({x.size(1)}, {DType::f64, device});
   const Tensor rstd = empty({x.size(1)}, {DType::f64, device});
@@ -123,26 +123,27 @@ Tensor batch_norm_op(const char* op, const Tensor& input, const Tensor& residual
     } else {
       kernels::batch_norm_running(device, mean, rstd, running_mean, running_var, options.eps);
     }
-    kernels::batch_norm_apply(device, y, coefficient_memory(x), x, residual, w,
-                              contiguous_or_none(bias), mean, rstd, relu);
+    kernels::batch_norm_apply(device, y, coefficient_memory(x), x, residual, w, b, mean, rstd,
+                              relu);
   } else {
     raw::fill_(mean, 0);
     raw::fill_(rstd, 1);
   }
-  return record(op, y, {input, residual_input, weight, bias},
-                [op, x = Saved(x), y = relu ? Saved(y) : Saved(), w = Saved(w), mean = Saved(mean),
-                 rstd = Saved(rstd), training = options.training](Grads& g) {
-                  const Tensor& saved = x.get(op);
-                  // The residual first, as the kernel writes it: both may be one tensor.
-                  const ChannelsDst dresidual(g, 1, saved), dx(g, 0, saved);
-                  const Dst dw = g.dst(2), db = g.dst(3);
-                  kernels::batch_norm_bwd(saved.device(), dx.dst, dresidual.dst, dw, db,
-                                          batch_norm_work_memory(saved), coefficient_memory(saved),
-                                          channels_innermost(g.out()), saved, y.get(op), w.get(op),
-                                          mean.get(op), rstd.get(op), training);
-                  dresidual.deliver();
-                  dx.deliver();
-                });
+  return record(
+      op, y, {input, residual_input, weight, bias},
+      [op, x = Saved(x), y = residual.defined() ? Saved(y) : Saved(), w = Saved(w), b = Saved(b),
+       mean = Saved(mean), rstd = Saved(rstd), relu, training = options.training](Grads& g) {
+        const Tensor& saved = x.get(op);
+        // The residual first, as the kernel writes it: both may be one tensor.
+        const ChannelsDst dresidual(g, 1, saved), dx(g, 0, saved);
+        const Dst dw = g.dst(2), db = g.dst(3);
+        kernels::batch_norm_bwd(saved.device(), dx.dst, dresidual.dst, dw, db,
+                                batch_norm_work_memory(saved), coefficient_memory(saved),
+                                channels_innermost(g.out()), saved, y.get(op), w.get(op), b.get(op),
+                                mean.get(op), rstd.get(op), relu, training);
+        dresidual.deliver();
+        dx.deliver();
+      });
 }
 
 // layer_norm sees a matrix: leading dimensions by normalised ones.
@@ -222,23 +223,21 @@ Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& 
   const Tensor rstd = empty({rows}, {statistics, device});
   if (x.numel() > 0)
     kernels::layer_norm_fwd(device, raw::view(y, {rows, width}), mean, rstd, matrix, w, b, eps);
-  return record("layer_norm", y, {x, weight, bias},
-                [matrix = Saved(matrix), w = Saved(w), mean = Saved(mean),
-                 rstd = Saved(rstd)](Grads& g) {
-                  const Tensor& saved = matrix.get("layer_norm");
-                  const int64_t rows = saved.size(0), width = saved.size(1);
-                  const RowsDst dx(g, 0, {rows, width}), dw(g, 1, {width}), db(g, 2, {width});
-                  const Tensor work =
-                      empty({2 * width * kernels::NormBlocks(rows).count},
-                            {mean.get("layer_norm").dtype(), saved.device()});
-                  kernels::layer_norm_bwd(saved.device(), dx.dst, dw.dst, db.dst, work,
-                                          as_rows(g.out(), rows, width), saved,
-                                          w.get("layer_norm"), mean.get("layer_norm"),
-                                          rstd.get("layer_norm"));
-                  dx.deliver();
-                  dw.deliver();
-                  db.deliver();
-                });
+  return record(
+      "layer_norm", y, {x, weight, bias},
+      [matrix = Saved(matrix), w = Saved(w), mean = Saved(mean), rstd = Saved(rstd)](Grads& g) {
+        const Tensor& saved = matrix.get("layer_norm");
+        const int64_t rows = saved.size(0), width = saved.size(1);
+        const RowsDst dx(g, 0, {rows, width}), dw(g, 1, {width}), db(g, 2, {width});
+        const Tensor work = empty({2 * width * kernels::NormBlocks(rows).count},
+                                  {mean.get("layer_norm").dtype(), saved.device()});
+        kernels::layer_norm_bwd(saved.device(), dx.dst, dw.dst, db.dst, work,
+                                as_rows(g.out(), rows, width), saved, w.get("layer_norm"),
+                                mean.get("layer_norm"), rstd.get("layer_norm"));
+        dx.deliver();
+        dw.deliver();
+        db.deliver();
+      });
 }
 
 }  // namespace cairn

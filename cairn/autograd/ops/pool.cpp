@@ -42,8 +42,8 @@ Tensor pooled_memory(const Tensor& x, int64_t h, int64_t w, DType dtype) {
   return empty_channels_last({x.size(0), x.size(1), h, w}, {dtype, x.device()});
 }
 
-// Runs kernel(dst) on channels-last memory of `dtype` for input 0's gradient: the engine's own where
-// it is so.
+// Runs kernel(dst) on channels-last memory of `dtype` for input 0's gradient: the engine's own
+// where it is so.
 template <class Kernel>
 void image_gradient(Grads& g, DType dtype, Kernel&& kernel) {
   const Dst dx = g.dst(0);
@@ -55,9 +55,7 @@ void image_gradient(Grads& g, DType dtype, Kernel&& kernel) {
 }
 
 // bf16 is computed in f32: a window's sum may be cut into pieces, which must not be rounded.
-Tensor to_compute(const Tensor& t) {
-  return t.dtype() == DType::bf16 ? raw::to(t, DType::f32) : t;
-}
+Tensor to_compute(const Tensor& t) { return t.dtype() == DType::bf16 ? raw::to(t, DType::f32) : t; }
 
 Tensor average(const char* op, const Tensor& input, const kernels::AveragePoolParams& params) {
   const Tensor x = to_compute(raw::channels_last(input));
@@ -65,9 +63,8 @@ Tensor average(const char* op, const Tensor& input, const kernels::AveragePoolPa
   kernels::avg_pool2d_fwd(x.device(), y, x, params);
   return record(op, raw::to(y, input.dtype()), {input}, [params](Grads& g) {
     const Tensor dy = to_compute(raw::channels_last(g.out()));
-    image_gradient(g, dy.dtype(), [&](const Dst& dx) {
-      kernels::avg_pool2d_bwd(dy.device(), dx, dy, params);
-    });
+    image_gradient(g, dy.dtype(),
+                   [&](const Dst& dx) { kernels::avg_pool2d_bwd(dy.device(), dx, dy, params); });
   });
 }
 

@@ -19,8 +19,8 @@ DType dtype_of(const Scalar& s) {
   return DType::f32;
 }
 
-// `strong` (a tensor with dimensions beside one without, or a tensor beside a number) decides, unless
-// `weak` is of a higher category.
+// `strong` (a tensor with dimensions beside one without, or a tensor beside a number) decides,
+// unless `weak` is of a higher category.
 DType lean(DType strong, DType weak) { return category(weak) > category(strong) ? weak : strong; }
 
 }  // namespace
@@ -47,7 +47,8 @@ void check_same_device(const char* op, const Tensor& a, const Tensor& b) {
 }
 
 Tensor empty_result(const Shape& shape, DType dtype, const Tensor& a, const Tensor* b) {
-  if (a.shape() == shape && a.is_dense()) return empty_strided(shape, a.strides(), {dtype, a.device()});
+  if (a.shape() == shape && a.is_dense())
+    return empty_strided(shape, a.strides(), {dtype, a.device()});
   if (b && b->shape() == shape && b->is_dense())
     return empty_strided(shape, b->strides(), {dtype, a.device()});
   return empty(shape, {dtype, a.device()});

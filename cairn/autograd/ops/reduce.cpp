@@ -1,6 +1,6 @@
 // Reductions with a gradient.
-// Invariant: kernels see outputs with a 1 in every reduced dimension; keepdim only decides the shape
-// of the view that is returned.
+// Invariant: kernels see outputs with a 1 in every reduced dimension; keepdim only decides the
+// shape of the view that is returned.
 #include "cairn/autograd/ops/reduce.h"
 
 #include <algorithm>
@@ -17,8 +17,8 @@ using detail::recording;
 
 // The shapes behind one reduction.
 struct Reduced {
-  Shape kept;    // x's shape with 1 in the reduced dimensions
-  Shape result;  // what the caller gets
+  Shape kept;         // x's shape with 1 in the reduced dimensions
+  Shape result;       // what the caller gets
   int64_t count = 1;  // elements behind one result
 };
 
@@ -77,8 +77,7 @@ Tensor arg_kernel(const char* op, const Tensor& values, const Tensor& x, int64_t
                   bool largest) {
   Shape kept = x.shape();
   if (x.dim() > 0) {
-    check(x.size(dim) > 0, op, ": dimension must not be empty, got shape ",
-          x.shape());
+    check(x.size(dim) > 0, op, ": dimension must not be empty, got shape ", x.shape());
     kept[static_cast<size_t>(dim)] = 1;
   }
   const Tensor indices = empty(kept, {DType::i64, x.device()});
@@ -159,8 +158,7 @@ Tensor prod(const Tensor& x) {
 Tensor prod(const Tensor& x, int64_t dim, bool keepdim) {
   detail::check_defined("prod", x);
   dim = wrap_dim(dim, x.dim(), "prod");
-  const Reduced r =
-      reduced_shapes("prod", x, x.dim() == 0 ? Shape{} : Shape{dim}, keepdim);
+  const Reduced r = reduced_shapes("prod", x, x.dim() == 0 ? Shape{} : Shape{dim}, keepdim);
   const Tensor y = empty(r.kept, {sum_dtype(x.dtype()), x.device()});
   kernels::prod_fwd(x.device(), y, x);
   const Tensor out = raw::view(y, r.result);

@@ -1,6 +1,6 @@
 // softmax, log_softmax and logsumexp.
-// Invariant: kernels see contiguous memory as [outer, n, inner]; the forward's result is all that the
-// backward reads.
+// Invariant: kernels see contiguous memory as [outer, n, inner]; the forward's result is all that
+// the backward reads.
 #include "cairn/autograd/ops/elementwise_detail.h"
 #include "cairn/autograd/ops/reduce.h"
 #include "cairn/kernels/accumulate.h"

@@ -20,7 +20,8 @@ template <class D, class G>
 HWY_ATTR void accumulate_row(std::byte* const* at, const int64_t* step, int64_t n,
                              const RowContext& context) {
   // f64 if either side is.
-  using C = std::conditional_t<std::is_same_v<D, double> || std::is_same_v<G, double>, double, float>;
+  using C =
+      std::conditional_t<std::is_same_v<D, double> || std::is_same_v<G, double>, double, float>;
   const auto wide = [](auto v) HWY_ATTR {
     if constexpr (std::is_same_v<decltype(v), bfloat16>)
       return static_cast<C>(static_cast<float>(v));

@@ -22,13 +22,17 @@ template <class F>
 struct ByA {
   static constexpr int kReads = F::kDaReads;
   template <class C>
-  static CAIRN_INLINE C f(C g, C a, C b) { return F::da(g, a, b); }
+  static CAIRN_INLINE C f(C g, C a, C b) {
+    return F::da(g, a, b);
+  }
 };
 template <class F>
 struct ByB {
   static constexpr int kReads = F::kDbReads;
   template <class C>
-  static CAIRN_INLINE C f(C g, C a, C b) { return F::db(g, a, b); }
+  static CAIRN_INLINE C f(C g, C a, C b) {
+    return F::db(g, a, b);
+  }
 };
 }  // namespace cairn::kernels::cpu
 #endif
@@ -82,9 +86,8 @@ HWY_ATTR void binary_bwd_row(std::byte* const* at, const int64_t* step, int64_t 
   const T* a = reinterpret_cast<const T*>(at[2]);
   const T* b = reinterpret_cast<const T*>(at[3]);
   const bool unit = step[0] == kUnit && step[1] == kUnit && (!kA || step[2] == kUnit);
-  const auto of = [](const T* p, int64_t i, bool read) HWY_ATTR {
-    return read ? static_cast<C>(p[i]) : C{};
-  };
+  const auto of = [](const T* p, int64_t i, bool read)
+                      HWY_ATTR { return read ? static_cast<C>(p[i]) : C{}; };
   if (unit && (!kB || step[3] == kUnit)) {
     if (context.add) {
       CAIRN_INDEPENDENT
@@ -101,8 +104,8 @@ HWY_ATTR void binary_bwd_row(std::byte* const* at, const int64_t* step, int64_t 
     if (context.add) {
       CAIRN_INDEPENDENT
       for (int64_t i = 0; i < n; ++i)
-        d[i] = static_cast<T>(static_cast<C>(d[i]) +
-                              F::f(static_cast<C>(g[i]), of(a, i, kA), value));
+        d[i] =
+            static_cast<T>(static_cast<C>(d[i]) + F::f(static_cast<C>(g[i]), of(a, i, kA), value));
     } else {
       CAIRN_INDEPENDENT
       for (int64_t i = 0; i < n; ++i)
@@ -136,8 +139,8 @@ HWY_ATTR void add_scaled_row(std::byte* const* at, const int64_t* step, int64_t 
   if (step[0] == kUnit && step[1] == kUnit && step[2] == kUnit) {
     CAIRN_INDEPENDENT
     for (int64_t i = 0; i < n; ++i)
-      y[i] = static_cast<T>(functors::Add::f(
-          static_cast<C>(a[i]), functors::Mul::f(static_cast<C>(b[i]), scale)));
+      y[i] = static_cast<T>(
+          functors::Add::f(static_cast<C>(a[i]), functors::Mul::f(static_cast<C>(b[i]), scale)));
     return;
   }
   for (int64_t i = 0; i < n; ++i) {
@@ -198,9 +201,9 @@ Row pick_binary(BinaryKind kind, DType dtype) {
 
 Row pick_binary_bwd(BinaryKind kind, int which, DType dtype) {
   switch (kind) {
-#define CAIRN_CASE(name, Functor)                                       \
-  case BinaryKind::name:                                                \
-    return which == 0 ? backward_row<ByA<functors::Functor>>(dtype)     \
+#define CAIRN_CASE(name, Functor)                                   \
+  case BinaryKind::name:                                            \
+    return which == 0 ? backward_row<ByA<functors::Functor>>(dtype) \
                       : backward_row<ByB<functors::Functor>>(dtype);
     CAIRN_BINARY(CAIRN_CASE)
 #undef CAIRN_CASE
@@ -241,8 +244,8 @@ void binary_bwd(BinaryKind kind, const char* name, const Dst& d, int which, In g
   const DType dtype = g.dtype();
   const Row row = HWY_DYNAMIC_DISPATCH(pick_binary_bwd)(kind, which, dtype);
   check(row != nullptr, name, ": dtype must be floating, got ", dtype);
-  Loop(d.tensor).add_tensor(g).add_operand(a, dtype).add_operand(b, dtype).run(
-      row, {0, 0, d.add}, kGrain);
+  Loop(d.tensor).add_tensor(g).add_operand(a, dtype).add_operand(b, dtype).run(row, {0, 0, d.add},
+                                                                               kGrain);
 }
 
 }  // namespace
@@ -256,15 +259,15 @@ static void cpu_add_scaled_fwd(Out y, const Operand& a, const Operand& b, double
 Slot<void(Out, const Operand&, const Operand&, double)> add_scaled_fwd{"add_scaled_fwd",
                                                                        cpu_add_scaled_fwd};
 
-#define CAIRN_SLOTS(name, Functor)                                                             \
-  static void cpu_##name##_fwd(Out y, const Operand& a, const Operand& b) {                    \
-    cpu::binary_fwd(cpu::BinaryKind::name, #name, y, a, b);                                    \
-  }                                                                                            \
-  static void cpu_##name##_bwd(const Dst& d, int which, In g, const Operand& a,                \
-                               const Operand& b) {                                             \
-    cpu::binary_bwd(cpu::BinaryKind::name, #name, d, which, g, a, b);                          \
-  }                                                                                            \
-  BinaryFwd name##_fwd{#name "_fwd", cpu_##name##_fwd};                                        \
+#define CAIRN_SLOTS(name, Functor)                                              \
+  static void cpu_##name##_fwd(Out y, const Operand& a, const Operand& b) {     \
+    cpu::binary_fwd(cpu::BinaryKind::name, #name, y, a, b);                     \
+  }                                                                             \
+  static void cpu_##name##_bwd(const Dst& d, int which, In g, const Operand& a, \
+                               const Operand& b) {                              \
+    cpu::binary_bwd(cpu::BinaryKind::name, #name, d, which, g, a, b);           \
+  }                                                                             \
+  BinaryFwd name##_fwd{#name "_fwd", cpu_##name##_fwd};                         \
   BinaryBwd name##_bwd{#name "_bwd", cpu_##name##_bwd};
 CAIRN_BINARY(CAIRN_SLOTS)
 #undef CAIRN_SLOTS

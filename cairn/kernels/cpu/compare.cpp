@@ -24,8 +24,7 @@ namespace cairn::kernels::cpu {
 namespace HWY_NAMESPACE {
 
 template <class F, class T>
-HWY_ATTR void compare_row(std::byte* const* at, const int64_t* step, int64_t n,
-                          const RowContext&) {
+HWY_ATTR void compare_row(std::byte* const* at, const int64_t* step, int64_t n, const RowContext&) {
   using C = Compute<T>;
   constexpr int64_t kUnit = sizeof(T);
   bool* y = reinterpret_cast<bool*>(at[0]);
@@ -101,10 +100,8 @@ HWY_ATTR void where_row(std::byte* const* at, const int64_t* step, int64_t n, co
   const T fixed_b = fixed(3);
   for (int64_t i = 0; i < n; ++i) {
     const bool choose = *reinterpret_cast<const bool*>(at[1] + i * step[1]);
-    const T va =
-        step[2] == kNumber ? fixed_a : *reinterpret_cast<const T*>(at[2] + i * step[2]);
-    const T vb =
-        step[3] == kNumber ? fixed_b : *reinterpret_cast<const T*>(at[3] + i * step[3]);
+    const T va = step[2] == kNumber ? fixed_a : *reinterpret_cast<const T*>(at[2] + i * step[2]);
+    const T vb = step[3] == kNumber ? fixed_b : *reinterpret_cast<const T*>(at[3] + i * step[3]);
     *reinterpret_cast<T*>(at[0] + i * step[0]) = choose ? va : vb;
   }
 }
@@ -160,26 +157,29 @@ void test(CompareKind kind, Out y, In x) {
 }  // namespace
 }  // namespace cpu
 
-#define CAIRN_SLOTS(name, Functor)                                                 \
-  static void cpu_##name##_fwd(Out y, const Operand& a, const Operand& b) {        \
-    cpu::compare(cpu::CompareKind::name, y, a, b);                                 \
-  }                                                                                \
+#define CAIRN_SLOTS(name, Functor)                                          \
+  static void cpu_##name##_fwd(Out y, const Operand& a, const Operand& b) { \
+    cpu::compare(cpu::CompareKind::name, y, a, b);                          \
+  }                                                                         \
   BinaryFwd name##_fwd{#name "_fwd", cpu_##name##_fwd};
 CAIRN_COMPARE(CAIRN_SLOTS)
 #undef CAIRN_SLOTS
 
-#define CAIRN_SLOTS(name, Functor)                                                 \
-  static void cpu_##name##_fwd(Out y, In x, const Attributes&) {                   \
-    cpu::test(cpu::CompareKind::name, y, x);                                       \
-  }                                                                                \
+#define CAIRN_SLOTS(name, Functor)                               \
+  static void cpu_##name##_fwd(Out y, In x, const Attributes&) { \
+    cpu::test(cpu::CompareKind::name, y, x);                     \
+  }                                                              \
   UnaryFwd name##_fwd{#name "_fwd", cpu_##name##_fwd};
 CAIRN_TEST(CAIRN_SLOTS)
 #undef CAIRN_SLOTS
 
 static void cpu_where_fwd(Out y, In condition, const Operand& a, const Operand& b) {
   using namespace cpu;
-  Loop(y).add_tensor(condition).add_operand(a, y.dtype()).add_operand(b, y.dtype()).run(
-      HWY_DYNAMIC_DISPATCH(pick_where)(y.dtype()), {}, kGrain);
+  Loop(y)
+      .add_tensor(condition)
+      .add_operand(a, y.dtype())
+      .add_operand(b, y.dtype())
+      .run(HWY_DYNAMIC_DISPATCH(pick_where)(y.dtype()), {}, kGrain);
 }
 Slot<void(Out, In, const Operand&, const Operand&)> where_fwd{"where_fwd", cpu_where_fwd};
 

@@ -32,8 +32,7 @@ HWY_ATTR void unary_row(std::byte* const* at, const int64_t* step, int64_t n,
     T* y = reinterpret_cast<T*>(at[0]);
     const T* x = reinterpret_cast<const T*>(at[1]);
     CAIRN_INDEPENDENT
-    for (int64_t i = 0; i < n; ++i)
-      y[i] = static_cast<T>(call_f<F>(static_cast<C>(x[i]), p));
+    for (int64_t i = 0; i < n; ++i) y[i] = static_cast<T>(call_f<F>(static_cast<C>(x[i]), p));
     return;
   }
   for (int64_t i = 0; i < n; ++i)
@@ -155,14 +154,14 @@ void unary_bwd(UnaryKind kind, const char* name, const Dst& dx, In g, In saved,
 }  // namespace
 }  // namespace cpu
 
-#define CAIRN_SLOTS(name, Functor)                                                              \
-  static void cpu_##name##_fwd(Out y, In x, const Attributes& attributes) {                     \
-    cpu::unary_fwd(cpu::UnaryKind::name, #name, y, x, attributes);                              \
-  }                                                                                             \
-  static void cpu_##name##_bwd(const Dst& dx, In g, In saved, const Attributes& attributes) {   \
-    cpu::unary_bwd(cpu::UnaryKind::name, #name, dx, g, saved, attributes);                      \
-  }                                                                                             \
-  UnaryFwd name##_fwd{#name "_fwd", cpu_##name##_fwd};                                          \
+#define CAIRN_SLOTS(name, Functor)                                                            \
+  static void cpu_##name##_fwd(Out y, In x, const Attributes& attributes) {                   \
+    cpu::unary_fwd(cpu::UnaryKind::name, #name, y, x, attributes);                            \
+  }                                                                                           \
+  static void cpu_##name##_bwd(const Dst& dx, In g, In saved, const Attributes& attributes) { \
+    cpu::unary_bwd(cpu::UnaryKind::name, #name, dx, g, saved, attributes);                    \
+  }                                                                                           \
+  UnaryFwd name##_fwd{#name "_fwd", cpu_##name##_fwd};                                        \
   UnaryBwd name##_bwd{#name "_bwd", cpu_##name##_bwd};
 CAIRN_UNARY(CAIRN_SLOTS)
 #undef CAIRN_SLOTS

@@ -7,16 +7,32 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "cairn/kernels/embedding.h"
 #include "cairn/tensor/parallel.h"
-#include "cairn/tensor/random.h"
 
 #ifndef CAIRN_KERNELS_CPU_EMBEDDING_ONCE
 #define CAIRN_KERNELS_CPU_EMBEDDING_ONCE
 namespace cairn::kernels::cpu {
-constexpr int64_t kDropoutBlocks = 32;  // Philox blocks computed side by side: 128 words
+constexpr int64_t kDropoutBlocks = 32;  // Philox blocks computed side by side
+constexpr int64_t kDropoutWords = 4 * kDropoutBlocks;
+
+// Up to kDropoutWords elements, from a whole number of Philox blocks on.
+template <class T>
+struct DropoutPiece {
+  const T* x;
+  T* out;
+  int64_t count;
+  uint64_t seed, counter;
+  uint32_t threshold;  // kept where the upper 24 bits of the word reach it
+  Accumulate<T> scale;
+  bool add;
+};
+template <class T>
+using DropoutFn = void (*)(const DropoutPiece<T>&);
 }  // namespace cairn::kernels::cpu
 #endif
 
@@ -24,9 +40,10 @@ HWY_BEFORE_NAMESPACE();
 namespace cairn::kernels::cpu {
 namespace HWY_NAMESPACE {
 
-// Words of blocks counter … counter + kDropoutBlocks - 1, word w of block b at words[w][b]. The same
-// ten rounds as philox(), laid out so that the loop over blocks becomes vectors.
-void philox_words(uint64_t seed, uint64_t counter, uint32_t (*words)[kDropoutBlocks]) {
+// The upper 24 bits of the words of blocks counter … counter + kDropoutBlocks - 1, in order. The
+// same ten rounds as philox(), laid out so that the loop over blocks becomes vectors.
+inline void philox_words(uint64_t seed, uint64_t counter, uint32_t* out) {
+  alignas(64) uint32_t words[4][kDropoutBlocks];
   for (int64_t b = 0; b < kDropoutBlocks; ++b) {
     const uint64_t c = counter + static_cast<uint64_t>(b);
     words[0][b] = static_cast<uint32_t>(c);
@@ -48,7 +65,35 @@ void philox_words(uint64_t seed, uint64_t counter, uint32_t (*words)[kDropoutBlo
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
+  for (int64_t b = 0; b < kDropoutBlocks; ++b)
+    for (int64_t w = 0; w < 4; ++w) out[4 * b + w] = words[w][b] >> 8;
 }
+
+// No branch on the random bit: it would be mispredicted half the time.
+template <class T>
+void dropout_piece(const DropoutPiece<T>& p) {
+  using Acc = Accumulate<T>;
+  alignas(64) uint32_t words[kDropoutWords];
+  philox_words(p.seed, p.counter, words);
+  const T* x = p.x;
+  T* out = p.out;
+  const uint32_t threshold = p.threshold;
+  const Acc scale = p.scale;
+  if (p.add) {
+    for (int64_t i = 0; i < p.count; ++i) {
+      const Acc v = static_cast<Acc>(x[i]) * scale;
+      out[i] = static_cast<T>(static_cast<Acc>(out[i]) + (words[i] >= threshold ? v : Acc(0)));
+    }
+  } else {
+    for (int64_t i = 0; i < p.count; ++i) {
+      const Acc v = static_cast<Acc>(x[i]) * scale;
+      out[i] = static_cast<T>(words[i] >= threshold ? v : Acc(0));
+    }
+  }
+}
+DropoutFn<double> dropout_f64() { return dropout_piece<double>; }
+DropoutFn<float> dropout_f32() { return dropout_piece<float>; }
+DropoutFn<bfloat16> dropout_bf16() { return dropout_piece<bfloat16>; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -59,7 +104,22 @@ namespace cairn::kernels {
 namespace cpu {
 namespace {
 
-HWY_EXPORT(philox_words);
+HWY_EXPORT(dropout_f64);
+HWY_EXPORT(dropout_f32);
+HWY_EXPORT(dropout_bf16);
+
+template <class T>
+DropoutFn<T> dropout_fn() {
+  static const DropoutFn<T> chosen = [] {
+    if constexpr (std::is_same_v<T, double>)
+      return HWY_DYNAMIC_DISPATCH(dropout_f64)();
+    else if constexpr (std::is_same_v<T, float>)
+      return HWY_DYNAMIC_DISPATCH(dropout_f32)();
+    else
+      return HWY_DYNAMIC_DISPATCH(dropout_bf16)();
+  }();
+  return chosen;
+}
 
 constexpr int64_t kGrain = 1 << 14;  // elements worth another thread
 
@@ -110,27 +170,19 @@ void cpu_embedding_bwd(Out dweight, In dout, In index, int64_t skip) {
 }
 
 void cpu_dropout_apply(const Dst& out, In x_tensor, const DropoutParams& params) {
-  constexpr int64_t kWords = 4 * kDropoutBlocks;
   dispatch_floating(x_tensor.dtype(), "dropout", [&]<class T>() {
-    using Acc = Accumulate<T>;
     const int64_t n = x_tensor.numel();
     const T* x = x_tensor.data<T>();
     T* y = out.tensor.data<T>();
-    const Acc scale = static_cast<Acc>(params.scale);
-    const double p = params.p;
-    const auto philox_fn = HWY_DYNAMIC_DISPATCH(philox_words);
-    parallel_for(0, (n + kWords - 1) / kWords, 32, [&](int64_t lo, int64_t hi) {
-      alignas(64) uint32_t words[4][kDropoutBlocks];
+    const auto fn = dropout_fn<T>();
+    // A word counts as its upper 24 bits over 2^24, as uniform_float has it.
+    const auto threshold = static_cast<uint32_t>(std::ceil(params.p * 0x1p24));
+    parallel_for(0, (n + kDropoutWords - 1) / kDropoutWords, 32, [&](int64_t lo, int64_t hi) {
       for (int64_t piece = lo; piece < hi; ++piece) {
-        const int64_t start = piece * kWords;
-        philox_fn(params.seed, params.offset + static_cast<uint64_t>(piece * kDropoutBlocks), words);
-        const int64_t count = std::min(kWords, n - start);
-        for (int64_t i = 0; i < count; ++i) {
-          const bool keep = static_cast<double>(uniform_float(words[i % 4][i / 4])) >= p;
-          Acc v = keep ? static_cast<Acc>(x[start + i]) * scale : Acc(0);
-          if (out.add) v += static_cast<Acc>(y[start + i]);
-          y[start + i] = static_cast<T>(v);
-        }
+        const int64_t start = piece * kDropoutWords;
+        fn({x + start, y + start, std::min(kDropoutWords, n - start), params.seed,
+            params.offset + static_cast<uint64_t>(piece * kDropoutBlocks), threshold,
+            static_cast<Accumulate<T>>(params.scale), out.add});
       }
     });
   });

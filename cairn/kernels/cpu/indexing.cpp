@@ -1,6 +1,6 @@
 // Picking by index, and triangles.
-// Invariant: lines (or columns) that several indices may name belong to one thread, which adds in the
-// order of the indices.
+// Invariant: lines (or columns) that several indices may name belong to one thread, which adds in
+// the order of the indices.
 #include "cairn/kernels/indexing.h"
 
 #include <cstring>
@@ -197,7 +197,7 @@ void nonzero(Out indices, In x) {
 
 Slot<void(In, int64_t, int64_t&, int64_t&)> first_invalid{"first_invalid", cpu::find_invalid};
 Slot<void(Out, In, In, int64_t, int64_t, int64_t)> index_select_fwd{"index_select_fwd",
-                                                                   cpu::index_select};
+                                                                    cpu::index_select};
 Slot<void(Out, In, In, int64_t, int64_t, int64_t)> index_add{"index_add", cpu::add_at_index};
 Slot<void(Out, In, int64_t, In)> gather_fwd{"gather_fwd", cpu::gather};
 Slot<void(Out, int64_t, In, In)> scatter_add{"scatter_add", cpu::add_scattered};

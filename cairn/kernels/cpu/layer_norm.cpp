@@ -22,11 +22,11 @@ struct LayerNormRow {
   using Acc = Accumulate<T>;
   int64_t width;
   const T* x;
-  const T* dy;   // backward
-  const T* w;    // may be null
-  const T* b;    // may be null; forward
-  T* out;        // y or dx; null in a backward without dx
-  Acc* dw;       // backward: column sums so far; may be null
+  const T* dy;  // backward
+  const T* w;   // may be null
+  const T* b;   // may be null; forward
+  T* out;       // y or dx; null in a backward without dx
+  Acc* dw;      // backward: column sums so far; may be null
   Acc* db;
   Acc mean, rstd;
   double eps;
@@ -83,14 +83,17 @@ void layer_norm_forward(LayerNormRow<T>& row) {
   const Acc guess =
       row_sum<Acc>(row.width, [x](auto d, int64_t i) HWY_ATTR { return load(d, x + i); }) / n;
   // Deviations from the guess: their mean repairs its rounding, their squares give the variance.
-  const Acc off = row_sum<Acc>(row.width, [x, guess](auto d, int64_t i) HWY_ATTR {
-                    return hn::Sub(load(d, x + i), hn::Set(d, guess));
-                  }) / n;
+  const Acc off =
+      row_sum<Acc>(row.width, [x, guess](auto d, int64_t i)
+                                  HWY_ATTR { return hn::Sub(load(d, x + i), hn::Set(d, guess)); }) /
+      n;
   const Acc mean = guess + off;
-  const Acc variance = row_sum<Acc>(row.width, [x, mean](auto d, int64_t i) HWY_ATTR {
-                         const auto v = hn::Sub(load(d, x + i), hn::Set(d, mean));
-                         return hn::Mul(v, v);
-                       }) / n;
+  const Acc variance = row_sum<Acc>(row.width,
+                                    [x, mean](auto d, int64_t i) HWY_ATTR {
+                                      const auto v = hn::Sub(load(d, x + i), hn::Set(d, mean));
+                                      return hn::Mul(v, v);
+                                    }) /
+                       n;
   row.mean = mean;
   row.rstd = static_cast<Acc>(1 / std::sqrt(static_cast<double>(variance) + row.eps));
   const Acc rstd = row.rstd;
@@ -130,9 +133,10 @@ void layer_norm_backward(const LayerNormRow<T>& row) {
   if (!row.out) return;
   const Acc n = static_cast<Acc>(row.width);
   const Acc along_one = row_sum<Acc>(row.width, gradient) / n;
-  const Acc along_x = row_sum<Acc>(row.width, [=](auto d, int64_t i) HWY_ATTR {
-                        return hn::Mul(gradient(d, i), xhat(d, i));
-                      }) / n;
+  const Acc along_x =
+      row_sum<Acc>(row.width, [=](auto d, int64_t i)
+                                  HWY_ATTR { return hn::Mul(gradient(d, i), xhat(d, i)); }) /
+      n;
   T* out = row.out;
   const bool add = row.add;
   over_row<Acc>(row.width, [=](auto d, int64_t i) HWY_ATTR {
@@ -244,23 +248,23 @@ void cpu_layer_norm_bwd(const Dst& dx, const Dst& dw, const Dst& db, Out work, I
     const Acc* s = rstd.data<Acc>();
     parallel_for(0, blocks.count, 1 + kGrain / std::max<int64_t>(1, width * blocks.block),
                  [&](int64_t lo, int64_t hi) {
-      for (int64_t block = lo; block < hi; ++block) {
-        Acc* sums = partial + 2 * block * width;
-        std::fill_n(sums, 2 * width, Acc(0));
-        const int64_t end = std::min(rows, (block + 1) * blocks.block);
-        for (int64_t r = block * blocks.block; r < end; ++r) {
-          LayerNormRow<T> row = whole;
-          row.x += r * width;
-          row.dy += r * width;
-          if (row.out) row.out += r * width;
-          row.mean = m[r];
-          row.rstd = s[r];
-          row.dw = dw ? sums : nullptr;
-          row.db = db ? sums + width : nullptr;
-          layer_norm_table<T>().backward(row);
-        }
-      }
-    });
+                   for (int64_t block = lo; block < hi; ++block) {
+                     Acc* sums = partial + 2 * block * width;
+                     std::fill_n(sums, 2 * width, Acc(0));
+                     const int64_t end = std::min(rows, (block + 1) * blocks.block);
+                     for (int64_t r = block * blocks.block; r < end; ++r) {
+                       LayerNormRow<T> row = whole;
+                       row.x += r * width;
+                       row.dy += r * width;
+                       if (row.out) row.out += r * width;
+                       row.mean = m[r];
+                       row.rstd = s[r];
+                       row.dw = dw ? sums : nullptr;
+                       row.db = db ? sums + width : nullptr;
+                       layer_norm_table<T>().backward(row);
+                     }
+                   }
+                 });
     finish_columns<T>(dw, partial, blocks.count, width);
     finish_columns<T>(db, partial + width, blocks.count, width);
   });

@@ -13,8 +13,8 @@ namespace cairn::kernels::cpu {
 // the line's first element in each. `shape` is that of the lines (its size in `dim` is not used).
 // `cost` is the number of elements one line touches.
 template <class Body>
-void for_each_line(const Shape& shape, int64_t dim, const Tensor* const (&tensors)[3],
-                   int64_t cost, Body&& body) {
+void for_each_line(const Shape& shape, int64_t dim, const Tensor* const (&tensors)[3], int64_t cost,
+                   Body&& body) {
   constexpr int64_t kGrain = 16384;
   int64_t lines = 1;
   for (size_t d = 0; d < shape.size(); ++d)

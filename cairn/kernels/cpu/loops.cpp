@@ -42,7 +42,8 @@ Plan make_plan(const Tensor* const* tensors, int count) {
     if (out.shape()[d] == 1) continue;
     // Insertion sort, stable: rarely more than four dimensions, mostly in order already.
     size_t at = used++;
-    for (; at > 0 && out.strides()[order[at - 1]] < out.strides()[d]; --at) order[at] = order[at - 1];
+    for (; at > 0 && out.strides()[order[at - 1]] < out.strides()[d]; --at)
+      order[at] = order[at - 1];
     order[at] = d;
   }
   Plan plan;
@@ -116,8 +117,7 @@ bool Loop::run_flat(Row row, const RowContext& context, int64_t grain) const {
   if (!out_.is_dense()) return false;
   parallel_for(0, n, grain, [&](int64_t lo, int64_t hi) {
     std::byte* here[kMaxOperands];
-    for (int k = 0; k < count_; ++k)
-      here[k] = at[k] + (step[k] == kNumber ? 0 : step[k] * lo);
+    for (int k = 0; k < count_; ++k) here[k] = at[k] + (step[k] == kNumber ? 0 : step[k] * lo);
     row(here, step, hi - lo, context);
   });
   return true;
@@ -154,8 +154,7 @@ void Loop::run(Row row, const RowContext& context, int64_t grain) const {
     for (int64_t item = lo; item < hi; ++item) {
       const int64_t from = part * piece;
       std::byte* here[kMaxOperands];
-      for (int k = 0; k < count_; ++k)
-        here[k] = at[k] + (step[k] == kNumber ? 0 : step[k] * from);
+      for (int k = 0; k < count_; ++k) here[k] = at[k] + (step[k] == kNumber ? 0 : step[k] * from);
       row(here, step, std::min(piece, width - from), context);
       if (++part < pieces) continue;
       part = 0;

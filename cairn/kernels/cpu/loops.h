@@ -1,6 +1,6 @@
-// The walk of an elementwise kernel over its operands: dimensions are sorted by the output's strides
-// and merged, then a row function is called for runs of the innermost one.
-// Invariant: rows partition the output; which rows a thread gets never changes a result.
+// The walk of an elementwise kernel over its operands: dimensions are sorted by the output's
+// strides and merged, then a row function is called for runs of the innermost one. Invariant: rows
+// partition the output; which rows a thread gets never changes a result.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,8 @@ struct RowContext {
 
 // n elements: at[0] is the output, at[1 …] the inputs; step[k] bytes apart (0, kNumber: always the
 // same one).
-using Row = void (*)(std::byte* const* at, const int64_t* step, int64_t n, const RowContext& context);
+using Row = void (*)(std::byte* const* at, const int64_t* step, int64_t n,
+                     const RowContext& context);
 
 class Loop {
  public:

@@ -1,6 +1,6 @@
 // Losses.
-// Invariant: sums run over lanes and blocks whose number depends on the shape alone, so every thread
-// count gives the same bits.
+// Invariant: sums run over lanes and blocks whose number depends on the shape alone, so every
+// thread count gives the same bits.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cairn/kernels/cpu/loss.cpp"
 #include <hwy/foreach_target.h>  // must come before highway.h
@@ -25,13 +25,13 @@ struct SoftmaxGradient {
   using Acc = Accumulate<T>;
   int64_t classes;
   const T* logits;
-  const T* weight;  // may be null: 1
+  const T* weight;         // may be null: 1
   const T* probabilities;  // null: `hot` is the class
   int64_t hot;
   Acc largest, log_sum;
   Acc factor;
-  Acc spread;      // the sum of q
-  Acc keep;        // q_c = (keep target_c + smooth) weight_c
+  Acc spread;  // the sum of q
+  Acc keep;    // q_c = (keep target_c + smooth) weight_c
   Acc smooth;
   T* out;
   bool add;
@@ -83,7 +83,8 @@ Accumulate<T> sum_exp_of(const T* row, int64_t classes, Accumulate<T> largest) {
   for (; c + kChains <= classes; c += kChains)
     for (int64_t l = 0; l < kChains; ++l)
       sum[l] += fast::exp(static_cast<Acc>(row[c + l]) - largest);
-  for (int64_t l = 0; c < classes; ++c, ++l) sum[l] += fast::exp(static_cast<Acc>(row[c]) - largest);
+  for (int64_t l = 0; c < classes; ++c, ++l)
+    sum[l] += fast::exp(static_cast<Acc>(row[c]) - largest);
   Acc total = 0;
   for (const Acc s : sum) total += s;
   return total;
@@ -182,7 +183,8 @@ template <class T>
 class LossGradient {
  public:
   LossGradient(In dloss, double denominator, LossReduction reduction)
-      : data_(dloss.data<T>()), step_(reduction == LossReduction::none ? 1 : 0),
+      : data_(dloss.data<T>()),
+        step_(reduction == LossReduction::none ? 1 : 0),
         denominator_(denominator) {}
   Accumulate<T> operator[](int64_t i) const {
     return static_cast<Accumulate<T>>(static_cast<double>(data_[i * step_]) / denominator_);
@@ -201,7 +203,8 @@ void cpu_check_classes(std::string_view op, In target, int64_t classes, int64_t 
           classes, "), got ", t[i], " at position ", i);
 }
 
-// --- cross entropy -----------------------------------------------------------------------------------
+// --- cross entropy
+// -----------------------------------------------------------------------------------
 
 template <class T>
 struct CrossEntropyRow {
@@ -211,7 +214,9 @@ struct CrossEntropyRow {
   Acc keep, smooth;  // target_c becomes keep target_c + smooth
 
   CrossEntropyRow(int64_t c, In w, double label_smoothing)
-      : classes(c), weight(data_or_null<T>(w)), keep(static_cast<Acc>(1 - label_smoothing)),
+      : classes(c),
+        weight(data_or_null<T>(w)),
+        keep(static_cast<Acc>(1 - label_smoothing)),
         smooth(static_cast<Acc>(label_smoothing / static_cast<double>(c))) {}
 
   Acc weight_of(int64_t c) const { return weight ? static_cast<Acc>(weight[c]) : Acc(1); }
@@ -304,33 +309,36 @@ void cpu_cross_entropy_bwd(const Dst& dlogits, const Dst& dtarget, In dloss, In 
     const LossGradient<T> gradient(dloss, *denominator.data<double>(), params.reduction);
     Acc all_weights = 0;
     for (int64_t c = 0; c < classes; ++c) all_weights += row.weight_of(c);
-    parallel_for(0, rows, std::max<int64_t>(1, kBlock / (4 * classes)), [&](int64_t lo, int64_t hi) {
-      for (int64_t r = lo; r < hi; ++r) {
-        const Acc factor = gradient[r];
-        if (dtarget)
-          probability_gradient(row, x + r * classes, kept + 2 * r, factor, dtarget, r);
-        if (!dlogits) continue;
-        T* out = dlogits.tensor.data<T>() + r * classes;
-        if (hot && hot[r] == params.ignore_index) {
-          if (!dlogits.add) std::fill_n(out, classes, T(0));
-          continue;
-        }
-        Acc spread = row.smooth * all_weights;
-        if (hot) {
-          spread += row.keep * row.weight_of(hot[r]);
-        } else {
-          for (int64_t c = 0; c < classes; ++c)
-            spread += row.keep * static_cast<Acc>(p[r * classes + c]) * row.weight_of(c);
-        }
-        fns<T>().softmax_gradient({classes, x + r * classes, row.weight, p ? p + r * classes : nullptr,
-                                   hot ? hot[r] : 0, kept[2 * r], kept[2 * r + 1], factor, spread,
-                                   row.keep, row.smooth, out, dlogits.add});
-      }
-    });
+    parallel_for(
+        0, rows, std::max<int64_t>(1, kBlock / (4 * classes)), [&](int64_t lo, int64_t hi) {
+          for (int64_t r = lo; r < hi; ++r) {
+            const Acc factor = gradient[r];
+            if (dtarget)
+              probability_gradient(row, x + r * classes, kept + 2 * r, factor, dtarget, r);
+            if (!dlogits) continue;
+            T* out = dlogits.tensor.data<T>() + r * classes;
+            if (hot && hot[r] == params.ignore_index) {
+              if (!dlogits.add) std::fill_n(out, classes, T(0));
+              continue;
+            }
+            Acc spread = row.smooth * all_weights;
+            if (hot) {
+              spread += row.keep * row.weight_of(hot[r]);
+            } else {
+              for (int64_t c = 0; c < classes; ++c)
+                spread += row.keep * static_cast<Acc>(p[r * classes + c]) * row.weight_of(c);
+            }
+            fns<T>().softmax_gradient({classes, x + r * classes, row.weight,
+                                       p ? p + r * classes : nullptr, hot ? hot[r] : 0, kept[2 * r],
+                                       kept[2 * r + 1], factor, spread, row.keep, row.smooth, out,
+                                       dlogits.add});
+          }
+        });
   });
 }
 
-// --- negative log likelihood -------------------------------------------------------------------------
+// --- negative log likelihood
+// -------------------------------------------------------------------------
 
 void cpu_nll_loss_fwd(Out loss, Out denominator, In log_probs, In target, In weight,
                       int64_t ignore_index, LossReduction reduction) {
@@ -376,7 +384,8 @@ void cpu_nll_loss_bwd(Out dlog_probs, In dloss, In denominator, In target, In we
   });
 }
 
-// --- elementwise losses ------------------------------------------------------------------------------
+// --- elementwise losses
+// ------------------------------------------------------------------------------
 
 double mean_divisor(LossReduction reduction, int64_t n) {
   return reduction == LossReduction::mean ? static_cast<double>(n) : 1.0;
@@ -415,14 +424,16 @@ void cpu_mse_loss_bwd(Out da_tensor, Out db_tensor, In dloss, In a_tensor, In b_
   });
 }
 
-// (1 - t) x + (1 + (pos_weight - 1) t) log(1 + exp(-x)), times weight; the logarithm in the form that
-// cannot overflow.
+// (1 - t) x + (1 + (pos_weight - 1) t) log(1 + exp(-x)), times weight; the logarithm in the form
+// that cannot overflow.
 template <class T>
 struct BceElement {
   using Acc = Accumulate<T>;
   const T *x, *t, *w, *pos;
   BceElement(In input, In target, In weight, In pos_weight)
-      : x(input.data<T>()), t(target.data<T>()), w(data_or_null<T>(weight)),
+      : x(input.data<T>()),
+        t(target.data<T>()),
+        w(data_or_null<T>(weight)),
         pos(data_or_null<T>(pos_weight)) {}
   static Acc softplus(Acc v) {  // log(1 + exp(v))
     return std::max(v, Acc(0)) + std::log1p(fast::exp(-std::abs(v)));
@@ -453,8 +464,8 @@ void cpu_bce_with_logits_fwd(Out loss, In x, In target, In weight, In pos_weight
   });
 }
 
-void cpu_bce_with_logits_bwd(Out dx_tensor, Out dtarget_tensor, In dloss, In x, In target, In weight,
-                             In pos_weight, LossReduction reduction) {
+void cpu_bce_with_logits_bwd(Out dx_tensor, Out dtarget_tensor, In dloss, In x, In target,
+                             In weight, In pos_weight, LossReduction reduction) {
   dispatch_floating(x.dtype(), "binary_cross_entropy_with_logits", [&]<class T>() {
     const BceElement<T> element(x, target, weight, pos_weight);
     T* dx = dx_tensor.defined() ? dx_tensor.data<T>() : nullptr;
@@ -484,8 +495,7 @@ Slot<void(Out, Out, In, In, In, int64_t, LossReduction)> nll_loss_fwd{"nll_loss_
 Slot<void(Out, In, In, In, In, int64_t, LossReduction)> nll_loss_bwd{"nll_loss_bwd",
                                                                      cpu::cpu_nll_loss_bwd};
 Slot<void(Out, In, In, LossReduction)> mse_loss_fwd{"mse_loss_fwd", cpu::cpu_mse_loss_fwd};
-Slot<void(Out, Out, In, In, In, LossReduction)> mse_loss_bwd{"mse_loss_bwd",
-                                                             cpu::cpu_mse_loss_bwd};
+Slot<void(Out, Out, In, In, In, LossReduction)> mse_loss_bwd{"mse_loss_bwd", cpu::cpu_mse_loss_bwd};
 Slot<void(Out, In, In, In, In, LossReduction)> bce_with_logits_fwd{"bce_with_logits_fwd",
                                                                    cpu::cpu_bce_with_logits_fwd};
 Slot<void(Out, Out, In, In, In, In, In, LossReduction)> bce_with_logits_bwd{

@@ -68,7 +68,8 @@ void matmul_as(const Dst& dst, In a, In b) {
   };
   // Many small products: whole products to each thread. Few large ones: gemm cuts them itself.
   constexpr double kLarge = 4e6;
-  const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  const double flops =
+      2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
   if (sums || batches == 1 || flops > kLarge)
     run(0, batches);
   else

@@ -18,12 +18,23 @@
 #define CAIRN_KERNELS_CPU_POOL_ONCE
 namespace cairn::kernels::cpu {
 
+// Sources of one result pixel are listed in runs of this many: longer lists are taken piece by
+// piece.
+constexpr int kSources = 64;
+
+// Sizes of a channels-last image.
+struct Image {
+  explicit Image(In t) : n(t.size(0)), c(t.size(1)), h(t.size(2)), w(t.size(3)) {}
+  int64_t n, c, h, w;
+  int64_t at(int64_t image, int64_t y, int64_t x) const { return ((image * h + y) * w + x) * c; }
+};
+
 // One source pixel of a result pixel: its channels, and how it takes part.
 template <class T, class I>
 struct PoolSource {
   const T* value;
-  const I* index;      // max backward: the taps chosen at that output
-  uint32_t tap;        // max: this source's tap
+  const I* index;       // max backward: the taps chosen at that output
+  uint32_t tap;         // max: this source's tap
   Accumulate<T> scale;  // average: 1 / divisor
 };
 
@@ -34,17 +45,61 @@ struct PoolPixel {
   int64_t channels;
   T* out;
   I* index;  // max forward; may be null
-  bool add;
+  bool add;  // to what `out` holds; not in max forward
+};
+
+// A row of result pixels of max pooling.
+template <class T, class I>
+struct MaxPoolRow {
+  const Image& x;
+  const Image& y;
+  const MaxPoolParams& params;
+  const T* value;  // x forward, dy backward
+  I* index;        // may be null forward
+  T* out;          // y forward, dx backward
+  bool add;        // backward
+  int64_t image, row;
 };
 
 template <class T>
 struct PoolFns {
-  void (*max_forward)(const PoolPixel<T, uint8_t>&);
-  void (*max_backward)(const PoolPixel<T, uint8_t>&);
-  void (*max_forward_wide)(const PoolPixel<T, int32_t>&);
-  void (*max_backward_wide)(const PoolPixel<T, int32_t>&);
+  void (*max_forward)(const MaxPoolRow<T, uint8_t>&);
+  void (*max_backward)(const MaxPoolRow<T, uint8_t>&);
+  void (*max_forward_wide)(const MaxPoolRow<T, int32_t>&);
+  void (*max_backward_wide)(const MaxPoolRow<T, int32_t>&);
   void (*average)(const PoolPixel<T, uint8_t>&);
 };
+
+// Taps of one axis that meet the image at an output that starts at `start`: [first, last).
+struct TapRange {
+  TapRange(int64_t start, int64_t dilation, int64_t taps, int64_t size)
+      : first(start >= 0 ? 0 : (-start + dilation - 1) / dilation),
+        last(start >= size ? 0 : std::min(taps, (size - 1 - start) / dilation + 1)) {}
+  int64_t first, last;
+};
+
+// Calls fn(tap, output) for the outputs of one axis that read input i, in order of the outputs.
+template <class Fn>
+inline __attribute__((always_inline)) void for_each_window(int64_t i, int64_t kernel,
+                                                           int64_t stride, int64_t pad,
+                                                           int64_t dilation, int64_t outputs,
+                                                           const Fn& fn) {
+  if (dilation == 1) {
+    // Output o reads i as tap i + pad - o stride; one division finds the last o.
+    const auto place = static_cast<uint32_t>(i + pad), step = static_cast<uint32_t>(stride);
+    const int64_t last = std::min<int64_t>(place / step, outputs - 1);
+    int64_t tap = i + pad - last * stride;
+    int64_t o = last;
+    while (o > 0 && tap + stride < kernel) --o, tap += stride;
+    for (; o <= last; ++o, tap -= stride)
+      if (tap < kernel) fn(tap, o);
+  } else {
+    for (int64_t tap = kernel; tap-- > 0;) {
+      const int64_t place = i + pad - tap * dilation;
+      if (place >= 0 && place % stride == 0 && place / stride < outputs) fn(tap, place / stride);
+    }
+  }
+}
 
 }  // namespace cairn::kernels::cpu
 #endif
@@ -184,11 +239,11 @@ struct AverageTile {
 };
 
 template <class T>
-void max_forward(const PoolPixel<T, uint8_t>& p) {
+HWY_INLINE void max_forward(const PoolPixel<T, uint8_t>& p) {
   over_channels<MaxForwardTile>(p);
 }
 template <class T>
-void max_backward(const PoolPixel<T, uint8_t>& p) {
+HWY_INLINE void max_backward(const PoolPixel<T, uint8_t>& p) {
   over_channels<MaxBackwardTile>(p);
 }
 template <class T>
@@ -198,7 +253,7 @@ void average(const PoolPixel<T, uint8_t>& p) {
 
 // Kernels of more than 256 taps are rare: plain loops.
 template <class T>
-void max_forward_wide(const PoolPixel<T, int32_t>& p) {
+void max_forward(const PoolPixel<T, int32_t>& p) {
   for (int64_t c = 0; c < p.channels; ++c) {
     T best = p.sources[0].value[c];
     uint32_t tap = p.sources[0].tap;
@@ -213,7 +268,7 @@ void max_forward_wide(const PoolPixel<T, int32_t>& p) {
   }
 }
 template <class T>
-void max_backward_wide(const PoolPixel<T, int32_t>& p) {
+void max_backward(const PoolPixel<T, int32_t>& p) {
   for (int64_t c = 0; c < p.channels; ++c) {
     Accumulate<T> sum = p.add ? static_cast<Accumulate<T>>(p.out[c]) : 0;
     for (int64_t s = 0; s < p.count; ++s)
@@ -223,9 +278,65 @@ void max_backward_wide(const PoolPixel<T, int32_t>& p) {
   }
 }
 
+template <class T, class I>
+void max_forward_row(const MaxPoolRow<T, I>& r) {
+  const MaxPoolParams& p = r.params;
+  PoolSource<T, I> local[kSources];
+  std::unique_ptr<PoolSource<T, I>[]> large;
+  const int64_t capacity = p.kernel_h * p.kernel_w;
+  if (capacity > kSources) large.reset(new PoolSource<T, I>[static_cast<size_t>(capacity)]);
+  PoolSource<T, I>* sources = large ? large.get() : local;
+  const int64_t y0 = r.row * p.stride_h - p.pad_h;
+  const TapRange rows(y0, p.dil_h, p.kernel_h, r.x.h);
+  for (int64_t ox = 0; ox < r.y.w; ++ox) {
+    const int64_t x0 = ox * p.stride_w - p.pad_w;
+    const TapRange cols(x0, p.dil_w, p.kernel_w, r.x.w);
+    int64_t count = 0;
+    for (int64_t ty = rows.first; ty < rows.last; ++ty)
+      for (int64_t tx = cols.first; tx < cols.last; ++tx) {
+        PoolSource<T, I>& s = sources[count++];
+        s.value = r.value + r.x.at(r.image, y0 + ty * p.dil_h, x0 + tx * p.dil_w);
+        s.tap = static_cast<uint32_t>(ty * p.kernel_w + tx);
+      }
+    const int64_t o = r.y.at(r.image, r.row, ox);
+    I* index = r.index ? r.index + o : nullptr;
+    if (count > 0) {
+      max_forward(PoolPixel<T, I>{sources, count, r.x.c, r.out + o, index, false});
+    } else {  // dilation can step over a small image: nothing to choose from
+      std::fill_n(r.out + o, r.x.c, static_cast<T>(-std::numeric_limits<double>::infinity()));
+      if (index) std::fill_n(index, r.x.c, I(0));
+    }
+  }
+}
+
+template <class T, class I>
+void max_backward_row(const MaxPoolRow<T, I>& r) {
+  const MaxPoolParams& p = r.params;
+  PoolSource<T, I> sources[kSources];
+  for (int64_t ix = 0; ix < r.x.w; ++ix) {
+    PoolPixel<T, I> pixel{sources, 0, r.x.c, r.out + r.x.at(r.image, r.row, ix), nullptr, r.add};
+    for_each_window(
+        r.row, p.kernel_h, p.stride_h, p.pad_h, p.dil_h, r.y.h, [&](int64_t ty, int64_t oy) {
+          for_each_window(
+              ix, p.kernel_w, p.stride_w, p.pad_w, p.dil_w, r.y.w, [&](int64_t tx, int64_t ox) {
+                const int64_t from = r.y.at(r.image, oy, ox);
+                if (pixel.count == kSources) {
+                  max_backward(pixel);
+                  pixel.count = 0;
+                  pixel.add = true;
+                }
+                sources[pixel.count++] = {r.value + from, r.index + from,
+                                          static_cast<uint32_t>(ty * p.kernel_w + tx), 0};
+              });
+        });
+    max_backward(pixel);
+  }
+}
+
 template <class T>
 PoolFns<T> pool_fns() {
-  return {max_forward<T>, max_backward<T>, max_forward_wide<T>, max_backward_wide<T>, average<T>};
+  return {max_forward_row<T, uint8_t>, max_backward_row<T, uint8_t>, max_forward_row<T, int32_t>,
+          max_backward_row<T, int32_t>, average<T>};
 }
 PoolFns<double> pool_fns_f64() { return pool_fns<double>(); }
 PoolFns<float> pool_fns_f32() { return pool_fns<float>(); }
@@ -257,16 +368,7 @@ const PoolFns<T>& fns() {
   return chosen;
 }
 
-// Sources are gathered in runs of this many: long lists are summed piece by piece.
-constexpr int kSources = 64;
 constexpr int64_t kGrain = 1 << 14;  // source elements worth another thread
-
-// Sizes of a channels-last image.
-struct Image {
-  explicit Image(In t) : n(t.size(0)), c(t.size(1)), h(t.size(2)), w(t.size(3)) {}
-  int64_t n, c, h, w;
-  int64_t at(int64_t image, int64_t y, int64_t x) const { return ((image * h + y) * w + x) * c; }
-};
 
 // Calls body(image, row) for every row of pixels, each of `cost` source elements.
 template <class Body>
@@ -277,47 +379,13 @@ void over_image_rows(const Image& result, int64_t cost, Body&& body) {
                });
 }
 
-// Taps of one axis that meet the image at output o: [first, last).
-struct TapRange {
-  TapRange(int64_t start, int64_t dilation, int64_t taps, int64_t size)
-      : first(start >= 0 ? 0 : (-start + dilation - 1) / dilation),
-        last(start >= size ? 0 : std::min(taps, (size - 1 - start) / dilation + 1)) {}
-  int64_t first, last;
-};
-
 template <class T, class I>
 void max_forward_as(Out y_tensor, Out index, In x_tensor, const MaxPoolParams& p,
-                    void (*pixel_fn)(const PoolPixel<T, I>&)) {
+                    void (*row_fn)(const MaxPoolRow<T, I>&)) {
   const Image x(x_tensor), y(y_tensor);
-  const T* in = x_tensor.data<T>();
-  T* out = y_tensor.data<T>();
   I* taps = index.defined() ? index.data<I>() : nullptr;
-  const int64_t capacity = p.kernel_h * p.kernel_w;
-  over_image_rows(y, y.w * y.c * capacity, [&](int64_t n, int64_t oy) {
-    PoolSource<T, I> local[kSources];
-    std::unique_ptr<PoolSource<T, I>[]> large;
-    if (capacity > kSources) large.reset(new PoolSource<T, I>[static_cast<size_t>(capacity)]);
-    PoolSource<T, I>* sources = large ? large.get() : local;
-    const int64_t y0 = oy * p.stride_h - p.pad_h;
-    const TapRange rows(y0, p.dil_h, p.kernel_h, x.h);
-    for (int64_t ox = 0; ox < y.w; ++ox) {
-      const int64_t x0 = ox * p.stride_w - p.pad_w;
-      const TapRange cols(x0, p.dil_w, p.kernel_w, x.w);
-      int64_t count = 0;
-      for (int64_t ty = rows.first; ty < rows.last; ++ty)
-        for (int64_t tx = cols.first; tx < cols.last; ++tx) {
-          PoolSource<T, I>& s = sources[count++];
-          s.value = in + x.at(n, y0 + ty * p.dil_h, x0 + tx * p.dil_w);
-          s.tap = static_cast<uint32_t>(ty * p.kernel_w + tx);
-        }
-      const int64_t o = y.at(n, oy, ox);
-      if (count > 0) {
-        pixel_fn({sources, count, x.c, out + o, taps ? taps + o : nullptr, false});
-      } else {  // dilation can step over a small image: nothing to choose from
-        std::fill_n(out + o, x.c, static_cast<T>(-std::numeric_limits<double>::infinity()));
-        if (taps) std::fill_n(taps + o, x.c, I(0));
-      }
-    }
+  over_image_rows(y, y.w * y.c * p.kernel_h * p.kernel_w, [&](int64_t n, int64_t oy) {
+    row_fn({x, y, p, x_tensor.data<T>(), taps, y_tensor.data<T>(), false, n, oy});
   });
 }
 
@@ -332,39 +400,12 @@ void cpu_max_pool2d_fwd(Out y, Out index, In x, const MaxPoolParams& params) {
 
 template <class T, class I>
 void max_backward_as(const Dst& dx, In dy_tensor, In index, const MaxPoolParams& p,
-                     void (*pixel_fn)(const PoolPixel<T, I>&)) {
+                     void (*row_fn)(const MaxPoolRow<T, I>&)) {
   const Image x(dx.tensor), y(dy_tensor);
-  const T* dy = dy_tensor.data<T>();
-  const I* taps = index.data<I>();
-  T* out = dx.tensor.data<T>();
-  const int64_t windows = ((p.kernel_h + p.stride_h - 1) / p.stride_h) *
-                          ((p.kernel_w + p.stride_w - 1) / p.stride_w);
+  const int64_t windows =
+      ((p.kernel_h + p.stride_h - 1) / p.stride_h) * ((p.kernel_w + p.stride_w - 1) / p.stride_w);
   over_image_rows(x, x.w * x.c * windows, [&](int64_t n, int64_t iy) {
-    PoolSource<T, I> sources[kSources];
-    for (int64_t ix = 0; ix < x.w; ++ix) {
-      const int64_t at = x.at(n, iy, ix);
-      PoolPixel<T, I> pixel{sources, 0, x.c, out + at, nullptr, dx.add};
-      bool written = false;
-      const auto flush = [&] {
-        pixel_fn(pixel);
-        pixel.count = 0;
-        pixel.add = written = true;
-      };
-      // Taps backwards, so that output pixels come in row-major order.
-      for (int64_t ty = p.kernel_h; ty-- > 0;) {
-        const int64_t ry = iy + p.pad_h - ty * p.dil_h;
-        if (ry < 0 || ry % p.stride_h != 0 || ry / p.stride_h >= y.h) continue;
-        for (int64_t tx = p.kernel_w; tx-- > 0;) {
-          const int64_t rx = ix + p.pad_w - tx * p.dil_w;
-          if (rx < 0 || rx % p.stride_w != 0 || rx / p.stride_w >= y.w) continue;
-          const int64_t from = y.at(n, ry / p.stride_h, rx / p.stride_w);
-          if (pixel.count == kSources) flush();
-          sources[pixel.count++] = {dy + from, taps + from,
-                                    static_cast<uint32_t>(ty * p.kernel_w + tx), 0};
-        }
-      }
-      if (pixel.count > 0 || !written) flush();
-    }
+    row_fn({x, y, p, dy_tensor.data<T>(), index.data<I>(), dx.tensor.data<T>(), dx.add, n, iy});
   });
 }
 

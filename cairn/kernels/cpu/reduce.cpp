@@ -33,8 +33,7 @@ HWY_ATTR Acc reduce_block(const In* x, int64_t n) {
   for (int64_t k = 0; k < kWide; ++k) lanes[k] = Op::template identity<Acc>();
   int64_t i = 0;
   for (; i + kWide <= n; i += kWide)
-    for (int64_t k = 0; k < kWide; ++k)
-      Op::combine(lanes[k], mapped<Op, In, Acc>(x[i + k]));
+    for (int64_t k = 0; k < kWide; ++k) Op::combine(lanes[k], mapped<Op, In, Acc>(x[i + k]));
   for (int64_t k = 0; i + k < n; ++k) Op::combine(lanes[k], mapped<Op, In, Acc>(x[i + k]));
   for (int64_t width = kWide / 2; width > 0; width /= 2)
     for (int64_t k = 0; k < width; ++k) Op::combine(lanes[k], lanes[k + width]);
@@ -81,12 +80,12 @@ HWY_ATTR void reduce_columns(Acc* acc, const In* x, int64_t row_step, int64_t ro
       Op::combine(acc[c], mapped<Op, In, Acc>(x[r * row_step + c * col_step]));
 }
 
-#define CAIRN_TABLES(name, Op)                                                        \
-  template <class In, class Acc>                                                      \
-  HWY_ATTR const ReduceRows<In, Acc>* name() {                                        \
-    static constexpr ReduceRows<In, Acc> rows{reduce_run<Op, In, Acc>,                \
-                                              reduce_columns<Op, In, Acc>};           \
-    return &rows;                                                                     \
+#define CAIRN_TABLES(name, Op)                                              \
+  template <class In, class Acc>                                            \
+  HWY_ATTR const ReduceRows<In, Acc>* name() {                              \
+    static constexpr ReduceRows<In, Acc> rows{reduce_run<Op, In, Acc>,      \
+                                              reduce_columns<Op, In, Acc>}; \
+    return &rows;                                                           \
   }
 CAIRN_TABLES(rows_sum, SumOp)
 CAIRN_TABLES(rows_sum_squares, SumSquaresOp)
@@ -187,9 +186,9 @@ void sum_squares(Out y, const Tensor& x) {
   if (y.numel() == 0) return;
   const ReducePlan plan = plan_reduction(y, x);
   dispatch_floating(x.dtype(), "norm", [&]<class T>() {
-    reduce_into<SumSquaresOp, T, double, double>(
-        ReduceKind::sum_squares, y, static_cast<const T*>(x.raw_data()), plan,
-        [](double& out, double acc) { out = acc; });
+    reduce_into<SumSquaresOp, T, double, double>(ReduceKind::sum_squares, y,
+                                                 static_cast<const T*>(x.raw_data()), plan,
+                                                 [](double& out, double acc) { out = acc; });
   });
 }
 

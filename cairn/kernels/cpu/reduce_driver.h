@@ -1,7 +1,7 @@
 // Drives a reduction: cuts it into pieces by its plan, runs them on the pool and combines them in
 // order.
-// Invariant: pieces and the order of combining depend on the plan alone; partial results live on the
-// stack.
+// Invariant: pieces and the order of combining depend on the plan alone; partial results live on
+// the stack.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace cairn::kernels::cpu {
 constexpr int64_t kPieceElements = 32768;  // elements that are worth a thread
 constexpr int64_t kTile = 256;             // columns reduced side by side
 constexpr int64_t kMaxPartials = 64;       // pieces, or tiles of columns, that wait on the stack
-constexpr int64_t kEnoughUnits = 32;       // outputs that keep all threads busy without cutting sums
+constexpr int64_t kEnoughUnits = 32;  // outputs that keep all threads busy without cutting sums
 
 // Partial results in levels, so that long sums keep the accuracy of a tree.
 template <class Op, class Acc>
@@ -79,10 +79,9 @@ class Reduction {
   template <class Finish>
   void run_rows(Finish&& finish) const {
     const int64_t outputs = plan_.kept.count;
-    const int64_t pieces =
-        outputs >= kEnoughUnits
-            ? 1
-            : std::clamp<int64_t>(length_ / kPieceElements, 1, kMaxPartials);
+    const int64_t pieces = outputs >= kEnoughUnits
+                               ? 1
+                               : std::clamp<int64_t>(length_ / kPieceElements, 1, kMaxPartials);
     if (pieces == 1) {
       const int64_t grain = std::max<int64_t>(1, kPieceElements / std::max<int64_t>(length_, 1));
       parallel_for(0, outputs, grain, [&](int64_t lo, int64_t hi) {
@@ -97,14 +96,15 @@ class Reduction {
       for (int64_t item = lo; item < hi; ++item) {
         const int64_t piece = item % pieces;
         const Walker at(plan_.kept, item / pieces);
-        partial[item] = reduce_range(in_ + at.in(), length_ * piece / pieces,
-                                     length_ * (piece + 1) / pieces);
+        partial[item] =
+            reduce_range(in_ + at.in(), length_ * piece / pieces, length_ * (piece + 1) / pieces);
       }
     });
     Walker at(plan_.kept, 0);
     for (int64_t o = 0; o < outputs; ++o, at.next()) {
       Acc total = Op::template identity<Acc>();
-      for (int64_t piece = 0; piece < pieces; ++piece) Op::combine(total, partial[o * pieces + piece]);
+      for (int64_t piece = 0; piece < pieces; ++piece)
+        Op::combine(total, partial[o * pieces + piece]);
       finish(at.out(), total);
     }
   }
@@ -153,12 +153,13 @@ class Reduction {
     const int64_t tiles = (plan_.width + kTile - 1) / kTile;
     const int64_t units = plan_.kept.count * tiles;
     const int64_t elements = length_ * std::min(plan_.width, kTile);
-    const int64_t pieces =
-        units >= kEnoughUnits
-            ? 1
-            : std::clamp<int64_t>(std::min(elements / kPieceElements, length_), 1,
-                                  kMaxPartials / std::max<int64_t>(units, 1));
-    const auto columns_of = [&](int64_t tile) { return std::min(kTile, plan_.width - tile * kTile); };
+    const int64_t pieces = units >= kEnoughUnits
+                               ? 1
+                               : std::clamp<int64_t>(std::min(elements / kPieceElements, length_),
+                                                     1, kMaxPartials / std::max<int64_t>(units, 1));
+    const auto columns_of = [&](int64_t tile) {
+      return std::min(kTile, plan_.width - tile * kTile);
+    };
     const auto write = [&](int64_t out, int64_t tile, const Acc* acc) {
       for (int64_t c = 0; c < columns_of(tile); ++c)
         finish(out + (tile * kTile + c) * plan_.width_out, acc[c]);

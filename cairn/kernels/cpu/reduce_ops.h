@@ -22,25 +22,37 @@ CAIRN_INLINE void add_into(V& a, const V& b) {
 
 struct SumOp {
   template <class A>
-  static constexpr A identity() { return A(0); }
+  static constexpr A identity() {
+    return A(0);
+  }
   template <class V>
   static CAIRN_INLINE void map(V&) {}
   template <class V>
-  static CAIRN_INLINE void combine(V& a, const V& b) { add_into(a, b); }
+  static CAIRN_INLINE void combine(V& a, const V& b) {
+    add_into(a, b);
+  }
 };
 
 struct SumSquaresOp {
   template <class A>
-  static constexpr A identity() { return A(0); }
+  static constexpr A identity() {
+    return A(0);
+  }
   template <class V>
-  static CAIRN_INLINE void map(V& v) { v = v * v; }
+  static CAIRN_INLINE void map(V& v) {
+    v = v * v;
+  }
   template <class V>
-  static CAIRN_INLINE void combine(V& a, const V& b) { add_into(a, b); }
+  static CAIRN_INLINE void combine(V& a, const V& b) {
+    add_into(a, b);
+  }
 };
 
 struct ProdOp {
   template <class A>
-  static constexpr A identity() { return A(1); }
+  static constexpr A identity() {
+    return A(1);
+  }
   template <class V>
   static CAIRN_INLINE void map(V&) {}
   template <class V>
@@ -61,7 +73,9 @@ struct MaxOp {
   template <class V>
   static CAIRN_INLINE void map(V&) {}
   template <class V>
-  static CAIRN_INLINE void combine(V& a, const V& b) { a = (a > b) | (a != a) ? a : b; }
+  static CAIRN_INLINE void combine(V& a, const V& b) {
+    a = ((a > b) | (a != a)) ? a : b;
+  }
 };
 
 struct MinOp {
@@ -73,7 +87,9 @@ struct MinOp {
   template <class V>
   static CAIRN_INLINE void map(V&) {}
   template <class V>
-  static CAIRN_INLINE void combine(V& a, const V& b) { a = (a < b) | (a != a) ? a : b; }
+  static CAIRN_INLINE void combine(V& a, const V& b) {
+    a = ((a < b) | (a != a)) ? a : b;
+  }
 };
 
 enum class ReduceKind { sum, sum_squares, prod, max, min };

@@ -67,8 +67,8 @@ ReducePlan plan_reduction(const Tensor& out, const Tensor& in) {
   const Axes& r = plan.reduced;
   // Columns: the memory's innermost dimension is kept. A few columns of long runs are better off
   // with strided runs than with loops of length 2.
-  plan.columns = k.rank > 0 && r.rank > 0 && k.in[k.rank - 1] < r.in[r.rank - 1] &&
-                 k.size[k.rank - 1] >= 4;
+  plan.columns =
+      k.rank > 0 && r.rank > 0 && k.in[k.rank - 1] < r.in[r.rank - 1] && k.size[k.rank - 1] >= 4;
   const Dim run = pop_inner(plan.reduced);
   plan.run = run.size;
   plan.run_step = run.in;

@@ -1,7 +1,6 @@
-// How a reduction walks: which dimensions are kept and which are summed, merged and in memory order,
-// and how the work is cut.
-// Invariant: the cut depends on shapes and strides alone, never on the number of threads, so a result
-// is the same bits for any of them.
+// How a reduction walks: which dimensions are kept and which are summed, merged and in memory
+// order, and how the work is cut. Invariant: the cut depends on shapes and strides alone, never on
+// the number of threads, so a result is the same bits for any of them.
 #pragma once
 
 #include <cstdint>
@@ -53,11 +52,11 @@ class Walker {
 struct ReducePlan {
   // Innermost dimension of the loop below: a run of reduced elements, or of columns.
   bool columns = false;
-  Axes kept;           // without the columns
-  Axes reduced;        // without the run
-  int64_t run = 1;     // reduced elements in a row (columns: rows in a row), `run_step` apart
+  Axes kept;        // without the columns
+  Axes reduced;     // without the run
+  int64_t run = 1;  // reduced elements in a row (columns: rows in a row), `run_step` apart
   int64_t run_step = 1;
-  int64_t width = 1;   // columns side by side
+  int64_t width = 1;  // columns side by side
   int64_t width_in = 1;
   int64_t width_out = 1;
 };

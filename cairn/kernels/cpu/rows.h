@@ -1,13 +1,13 @@
-// Small tools of row functions: typed access to operands, and loops that may be vectorised even when
-// output and input are the same memory.
+// Small tools of row functions: typed access to operands, and loops that may be vectorised even
+// when output and input are the same memory.
 #pragma once
 
 #include <type_traits>
 
 #include "cairn/kernels/cpu/loops.h"
 
-// Output and inputs are either the same elements or do not overlap (the ops see to it), which is all
-// that vectorising needs.
+// Output and inputs are either the same elements or do not overlap (the ops see to it), which is
+// all that vectorising needs.
 #if defined(__clang__)
 #define CAIRN_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else

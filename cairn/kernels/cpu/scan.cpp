@@ -1,8 +1,7 @@
 // Kernels that go along lines in order: index of the extreme, running sums, gradient of products.
 // Invariant: a line is read from its first element to its last by one thread.
-#include <limits>
-
 #include "cairn/kernels/cpu/lines.h"
+#include "cairn/kernels/cpu/reduce_ops.h"
 #include "cairn/kernels/reduce.h"
 
 namespace cairn::kernels {
@@ -14,26 +13,54 @@ bool is_nan(T v) {
   return v != v;
 }
 
+// Index of the first extreme of n elements `step` apart; NaN wins.
+template <class T>
+int64_t first_extreme(const T* in, int64_t n, int64_t step, bool largest) {
+  int64_t best = 0;
+  T top = in[0];
+  for (int64_t i = 1; i < n && !is_nan(top); ++i) {
+    const T v = in[i * step];
+    if (is_nan(v) || (largest ? v > top : v < top)) {
+      top = v;
+      best = i;
+    }
+  }
+  return best;
+}
+
+// The same for a long contiguous line: the vectorised extreme first, then where it is.
+template <class T>
+int64_t find_extreme(const T* in, int64_t n, bool largest) {
+  const ReduceKind kind = largest ? ReduceKind::max : ReduceKind::min;
+  const auto& rows =
+      *static_cast<const ReduceRows<T, Accumulate<T>>*>(reduce_rows(kind, dtype_of<T>()));
+  const T top = static_cast<T>(rows.run(in, 1, n));
+  const bool nan = is_nan(top);
+  constexpr int64_t kBlock = 64;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    bool found = false;
+    for (int64_t k = 0; k < kBlock; ++k) found |= nan ? is_nan(in[i + k]) : in[i + k] == top;
+    if (found) break;
+  }
+  while (i < n - 1 && !(nan ? is_nan(in[i]) : in[i] == top)) ++i;
+  return i;
+}
+
 void arg_extreme(const Tensor& values, Out indices, In x, int64_t dim, bool largest) {
   const int64_t n = line_size(x, dim);
   const int64_t step = line_step(x, dim);
+  const bool search = step == 1 && n >= 128;
   dispatch(x.dtype(), [&]<class T>() {
     const T* in = x.data<T>();
     int64_t* index = indices.data<int64_t>();
     T* value = values.defined() ? values.data<T>() : nullptr;
     const Tensor* const tensors[3] = {&x, &indices, value ? &values : nullptr};
     for_each_line(x.shape(), dim, tensors, n, [&](int64_t from, int64_t to, int64_t value_to) {
-      int64_t best = 0;
-      T top = in[from];
-      for (int64_t i = 1; i < n && !is_nan(top); ++i) {
-        const T v = in[from + i * step];
-        if (is_nan(v) || (largest ? v > top : v < top)) {
-          top = v;
-          best = i;
-        }
-      }
+      const int64_t best =
+          search ? find_extreme(in + from, n, largest) : first_extreme(in + from, n, step, largest);
       index[to] = best;
-      if (value) value[value_to] = top;
+      if (value) value[value_to] = in[from + best * step];
     });
   });
 }
@@ -97,7 +124,7 @@ void prod_backward(const Dst& dx, In g, In x, int64_t dim) {
 }  // namespace cpu
 
 Slot<void(const Tensor&, Out, In, int64_t, bool)> arg_extreme_fwd{"arg_extreme_fwd",
-                                                                 cpu::arg_extreme};
+                                                                  cpu::arg_extreme};
 Slot<void(Out, In, int64_t, bool)> cumsum_fwd{"cumsum_fwd", cpu::cumsum};
 Slot<void(const Dst&, In, In, int64_t)> prod_bwd{"prod_bwd", cpu::prod_backward};
 

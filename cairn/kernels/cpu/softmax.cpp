@@ -132,8 +132,7 @@ HWY_ATTR void forward_beside(T* y, const T* x, int64_t n, int64_t inner, int64_t
     for (int64_t c = 0; c < cols; ++c)
       sum[c] += fast::exp(static_cast<C>(x[i * inner + c]) - top[c]);
   if (mode == kLogSumExp) {
-    for (int64_t c = 0; c < cols; ++c)
-      y[c] = static_cast<T>(top[c] + std::log(sum[c]));
+    for (int64_t c = 0; c < cols; ++c) y[c] = static_cast<T>(top[c] + std::log(sum[c]));
     return;
   }
   for (int64_t c = 0; c < cols; ++c) sum[c] = mode == kSoftmax ? C(1) / sum[c] : std::log(sum[c]);
@@ -262,8 +261,8 @@ template <class Body>
 void for_units(const Lines& lines, Body&& body) {
   const int64_t tiles = lines.inner == 1 ? 1 : (lines.inner + kBeside - 1) / kBeside;
   const int64_t elements = lines.n * std::min(lines.inner, kBeside);
-  parallel_for(0, lines.outer * tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements)),
-               body);
+  parallel_for(0, lines.outer * tiles,
+               std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements)), body);
 }
 
 void forward(Out y, In x, const Lines& lines, int mode) {
@@ -292,15 +291,13 @@ static void cpu_softmax_bwd(const Dst& dx, In g, In y, int64_t outer, int64_t n,
   void* to = dx.tensor.raw_data();
   const void* from = g.raw_data();
   const void* out = y.raw_data();
-  for_units(lines, [&](int64_t lo, int64_t hi) {
-    run(to, dx.add, from, out, lines, lo, hi, log);
-  });
+  for_units(lines, [&](int64_t lo, int64_t hi) { run(to, dx.add, from, out, lines, lo, hi, log); });
 }
 
 Slot<void(Out, In, int64_t, int64_t, int64_t, bool)> softmax_fwd{"softmax_fwd", cpu_softmax_fwd};
 Slot<void(Out, In, int64_t, int64_t, int64_t)> logsumexp_fwd{"logsumexp_fwd", cpu_logsumexp_fwd};
 Slot<void(const Dst&, In, In, int64_t, int64_t, int64_t, bool)> softmax_bwd{"softmax_bwd",
-                                                                           cpu_softmax_bwd};
+                                                                            cpu_softmax_bwd};
 
 }  // namespace cairn::kernels
 #endif  // HWY_ONCE

@@ -1,6 +1,6 @@
 // Sorting of rows, whole or the first k.
-// Invariant: the order is total (value, then index), so it is stable whatever algorithm runs, and the
-// indices are sorted in the output's own memory.
+// Invariant: the order is total (value, then index), so it is stable whatever algorithm runs, and
+// the indices are sorted in the output's own memory.
 #include <algorithm>
 
 #include "cairn/kernels/indexing.h"

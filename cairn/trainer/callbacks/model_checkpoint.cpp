@@ -60,8 +60,8 @@ ModelCheckpoint::ModelCheckpoint(ModelCheckpointOptions options) : options_(std:
         ": save_top_k must be -1, 0 or 1 without monitor, got ", o.save_top_k);
   check(!o.filename.empty() && o.filename.front() != '/', kOp,
         ": filename must be relative to dirpath, got '", o.filename, "'");
-  check(o.every_n_train_steps.value_or(0) >= 0, kOp, ": every_n_train_steps must be at least 0, got ",
-        o.every_n_train_steps.value_or(0));
+  check(o.every_n_train_steps.value_or(0) >= 0, kOp,
+        ": every_n_train_steps must be at least 0, got ", o.every_n_train_steps.value_or(0));
   check(o.every_n_epochs.value_or(0) >= 0, kOp, ": every_n_epochs must be at least 0, got ",
         o.every_n_epochs.value_or(0));
   if (o.train_time_interval_s)
@@ -70,8 +70,10 @@ ModelCheckpoint::ModelCheckpoint(ModelCheckpointOptions options) : options_(std:
   const int triggers = (o.every_n_train_steps.value_or(0) > 0 ? 1 : 0) +
                        (o.every_n_epochs.value_or(0) > 0 ? 1 : 0) +
                        (o.train_time_interval_s ? 1 : 0);
-  check(triggers <= 1, kOp, ": at most one of every_n_train_steps, every_n_epochs and "
-        "train_time_interval_s must be given, got ", triggers);
+  check(triggers <= 1, kOp,
+        ": at most one of every_n_train_steps, every_n_epochs and "
+        "train_time_interval_s must be given, got ",
+        triggers);
   every_n_train_steps_ = o.every_n_train_steps.value_or(0);
   const bool none = !o.every_n_train_steps && !o.every_n_epochs && !o.train_time_interval_s;
   every_n_epochs_ = none ? 1 : o.every_n_epochs.value_or(0);
@@ -84,7 +86,8 @@ std::string ModelCheckpoint::state_key() const {
              ", train_time_interval=", options_.train_time_interval_s.value_or(0), "}");
 }
 
-std::string ModelCheckpoint::format_name(int64_t epoch, int64_t step, const Metrics& metrics) const {
+std::string ModelCheckpoint::format_name(int64_t epoch, int64_t step,
+                                         const Metrics& metrics) const {
   const std::string& text = options_.filename;
   std::string out;
   for (size_t i = 0; i < text.size(); ++i) {

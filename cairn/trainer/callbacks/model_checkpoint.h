@@ -1,6 +1,6 @@
 // ModelCheckpoint: writes checkpoints during fit and keeps the best of them.
-// Invariant: an older file is deleted only after the newer one is complete on disk; nothing is saved
-// outside of fit, during the sanity check, or twice at the same optimizer step.
+// Invariant: an older file is deleted only after the newer one is complete on disk; nothing is
+// saved outside of fit, during the sanity check, or twice at the same optimizer step.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 
 namespace cairn::trainer {
 
-// false, true (a file last.ckpt at every save), or "link" (a symbolic link to the newest file; a copy
-// where the file system refuses links).
+// false, true (a file last.ckpt at every save), or "link" (a symbolic link to the newest file; a
+// copy where the file system refuses links).
 class SaveLast {
  public:
   SaveLast(bool on) : on_(on) {}
@@ -29,13 +29,14 @@ class SaveLast {
 };
 
 struct ModelCheckpointOptions {
-  std::string dirpath = {};  // empty: `checkpoints` in the logger's folder, else in default_root_dir
-  // {name} and {name:format} stand for epoch, step or a metric of callback_metrics; formats are those
-  // of printf without the %, such as 02d or .3f. A / in a metric's name makes a folder.
+  std::string dirpath =
+      {};  // empty: `checkpoints` in the logger's folder, else in default_root_dir
+  // {name} and {name:format} stand for epoch, step or a metric of callback_metrics; formats are
+  // those of printf without the %, such as 02d or .3f. A / in a metric's name makes a folder.
   std::string filename = "{epoch}-{step}";
-  std::string monitor = {};   // the metric that ranks the files; empty: the newest is the best
-  std::string mode = "min";   // "min" or "max"
-  int64_t save_top_k = 1;     // how many to keep; -1: all, 0: none. Without monitor: -1, 0 or 1
+  std::string monitor = {};  // the metric that ranks the files; empty: the newest is the best
+  std::string mode = "min";  // "min" or "max"
+  int64_t save_top_k = 1;    // how many to keep; -1: all, 0: none. Without monitor: -1, 0 or 1
   SaveLast save_last = false;
   bool save_weights_only = false;
   // At most one of the three; with none of them, at the end of every epoch. 0 switches one off.
@@ -46,7 +47,7 @@ struct ModelCheckpointOptions {
   std::optional<bool> save_on_train_epoch_end = {};
   bool auto_insert_metric_name = true;  // {loss} becomes loss=0.5
   bool enable_version_counter = true;   // a taken name gets -v1, -v2, …; false: overwrites
-  bool save_on_exception = false;  // exception.ckpt when a fit fails or is interrupted
+  bool save_on_exception = false;       // exception.ckpt when a fit fails or is interrupted
 };
 
 class ModelCheckpoint : public Callback {

@@ -76,9 +76,9 @@ std::string ProgressBar::time_left(const Trainer& trainer, int64_t done) const {
     validations *= epochs + 1;
   }
   if (trainer.options().max_steps >= 0)
-    batches = std::min(batches, static_cast<double>((trainer.options().max_steps -
-                                                     trainer.global_step()) *
-                                                    trainer.options().accumulate_grad_batches));
+    batches = std::min(batches,
+                       static_cast<double>((trainer.options().max_steps - trainer.global_step()) *
+                                           trainer.options().accumulate_grad_batches));
   return cat("  left ", clock_text(batches * per_batch + validations * validation_s_));
 }
 
@@ -106,8 +106,7 @@ void ProgressBar::refresh(const std::string& text) {
   // A line that wraps could not be taken back with \r.
   winsize window{};
   const bool known = ::ioctl(::fileno(options_.stream), TIOCGWINSZ, &window) == 0;
-  const std::string line =
-      known && window.ws_col > 1 ? text.substr(0, window.ws_col - 1u) : text;
+  const std::string line = known && window.ws_col > 1 ? text.substr(0, window.ws_col - 1u) : text;
   // Blanks wipe out what a longer line before left standing.
   const std::string wipe(shown_ > line.size() ? shown_ - line.size() : 0, ' ');
   std::fprintf(options_.stream, "\r%s%s", line.c_str(), wipe.c_str());

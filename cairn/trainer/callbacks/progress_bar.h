@@ -1,6 +1,6 @@
 // ProgressBar: shows people where a run stands.
-// Invariant: it writes to one given stream and reads metrics only when it writes: at most ten times a
-// second on a terminal, and about every ten seconds in plain lines elsewhere.
+// Invariant: it writes to one given stream and reads metrics only when it writes: at most ten times
+// a second on a terminal, and about every ten seconds in plain lines elsewhere.
 #pragma once
 
 #include <chrono>
@@ -14,10 +14,10 @@
 namespace cairn::trainer {
 
 struct ProgressBarOptions {
-  std::FILE* stream = stderr;           // kept open by the caller
-  std::optional<bool> terminal = {};    // absent: asked of the stream
-  double refresh_seconds = 0.1;         // on a terminal
-  double line_seconds = 10;             // elsewhere
+  std::FILE* stream = stderr;         // kept open by the caller
+  std::optional<bool> terminal = {};  // absent: asked of the stream
+  double refresh_seconds = 0.1;       // on a terminal
+  double line_seconds = 10;           // elsewhere
 };
 
 class ProgressBar : public Callback {
@@ -77,8 +77,8 @@ class ProgressBar : public Callback {
   Clock::time_point last_shown_;
   Meter train_;
   Meter evaluation_;
-  double paused_s_ = 0;            // time of the epoch spent on validation
-  double validation_s_ = 0;        // of the last validation
+  double paused_s_ = 0;      // time of the epoch spent on validation
+  double validation_s_ = 0;  // of the last validation
   bool epoch_open_ = false;
 };
 

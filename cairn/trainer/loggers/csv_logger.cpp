@@ -93,8 +93,8 @@ std::string CSVLogger::log_dir() const {
     const fs::path folder = fs::path(options_.save_dir) / options_.name;
     dir_ = !options_.dir.empty()
                ? options_.dir
-               : (folder / cat("version_", options_.version ? *options_.version
-                                                            : next_version(folder)))
+               : (folder /
+                  cat("version_", options_.version ? *options_.version : next_version(folder)))
                      .string();
   }
   return dir_;
