@@ -192,7 +192,7 @@ void backward(const Tensor& root, const Tensor& grad) {
   NoGrad no_grad;
   if (!meta->node) {
     if (!meta->has_grad) return set_grad(root, seed);
-    return kernels::accumulate_to(meta->grad.device(), {meta->grad, true}, seed);
+    return kernels::accumulate_to(meta->grad.device(), Dst{meta->grad, true}, seed);
   }
   check(current_run == nullptr, "backward: must not be called from inside a backward rule or hook");
   Run run;

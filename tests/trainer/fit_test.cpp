@@ -1,7 +1,7 @@
 // The loop: how far it goes, when it steps, validates and stops; what it warns of.
 #include <memory>
 
-#include "cairn/nn/container.h"
+#include "cairn/nn/models/resnet.h"
 #include "cairn/optim/schedule.h"
 #include "cairn/tensor/raw.h"
 #include "tests/catch.h"
@@ -380,14 +380,16 @@ TEST_CASE("trainer: Ctrl-C ends the run after the batch and the handler goes awa
   CHECK(now.sa_handler == SIG_DFL);
 }
 
+// The allocator's requests to the system so far, after each batch.
+struct Watch : Callback {
+  void on_train_batch_end(Trainer&, TrainingModule&, const Tensor&, const Batch&,
+                          int64_t) override {
+    counts.push_back(memory_stats().system_allocations);
+  }
+  std::vector<int64_t> counts;
+};
+
 TEST_CASE("trainer: a steady step asks the system for no memory") {
-  struct Watch : Callback {
-    void on_train_batch_end(Trainer&, TrainingModule&, const Tensor&, const Batch&,
-                            int64_t) override {
-      counts.push_back(memory_stats().system_allocations);
-    }
-    std::vector<int64_t> counts;
-  };
   Run r;
   auto watch = std::make_shared<Watch>();
   TrainerOptions o{.max_epochs = 1};
@@ -395,6 +397,26 @@ TEST_CASE("trainer: a steady step asks the system for no memory") {
   o.gradient_clip_val = 1;
   r.fit(std::move(o));
   REQUIRE(watch->counts.size() == 10);
+  for (size_t i = 2; i < watch->counts.size(); ++i) CHECK(watch->counts[i] == watch->counts[1]);
+}
+
+TEST_CASE("trainer: a steady step of a ResNet asks the system for no memory") {
+  struct Classifier : TrainingModule {
+    nn::ResNet model{child("model"), nn::resnet18({.in_channels = 1, .num_classes = 10})};
+    Tensor training_step(const Batch& batch, int64_t) override {
+      Tensor loss = cross_entropy(model(batch.input), batch.target);
+      log("loss", loss, {.on_step = true, .on_epoch = true, .prog_bar = true});
+      return loss;
+    }
+    OptimizerConfig configure_optimizers() override { return optim::adam(parameters()); }
+  } model;
+  Generator generator(1);
+  data::TensorDataset set(randn({24, 1, 28, 28}, {}, generator),
+                          randint(0, 10, {24}, {.dtype = DType::i64}, generator));
+  data::DataLoader loader(set, {.batch_size = 4, .shuffle = true});
+  auto watch = std::make_shared<Watch>();
+  Trainer(quiet({.max_epochs = 1, .callbacks = {watch}})).fit(model, loader);
+  REQUIRE(watch->counts.size() == 6);
   for (size_t i = 2; i < watch->counts.size(); ++i) CHECK(watch->counts[i] == watch->counts[1]);
 }
 
