@@ -294,6 +294,8 @@ Case mse_case(const char* name, const Shape& a, const Shape& b, Reduction reduct
 std::vector<Case> mse_cases() {
   Case empty_mean = mse_case("no elements: NaN", {0}, {0}, Reduction::mean);
   empty_mean.differentiable = false;
+  Case blocks = mse_case("several blocks of a sum", {100, 100}, {100, 100}, Reduction::mean);
+  blocks.numeric_gradient = false;  // 40,000 calls; the small cases check the same rule
   return {
       mse_case("mean", {3, 4}, {3, 4}, Reduction::mean),
       mse_case("sum", {3, 4}, {3, 4}, Reduction::sum),
@@ -301,7 +303,7 @@ std::vector<Case> mse_cases() {
       mse_case("target broadcasts", {3, 4}, {4}, Reduction::mean),
       mse_case("input broadcasts", {1, 4}, {3, 4}, Reduction::none),
       mse_case("0-d", {}, {}, Reduction::mean),
-      mse_case("10,000 elements", {100, 100}, {100, 100}, Reduction::mean),
+      blocks,
       mse_case("no elements, none", {0, 3}, {0, 3}, Reduction::none),
       empty_mean,
   };

@@ -92,7 +92,7 @@ To convert(From value) {
   else if constexpr (std::is_integral_v<To> && !std::is_integral_v<From>) {
     // A NaN or a value out of range has no integer; it becomes 0 rather than undefined behaviour.
     const auto wide = static_cast<double>(value);
-    if (!(wide > -9.3e18 && wide < 9.2e18)) return To(0);
+    if (!(wide >= -0x1p63 && wide < 0x1p63)) return To(0);
     return static_cast<To>(static_cast<int64_t>(wide));
   } else
     return static_cast<To>(value);

@@ -37,16 +37,17 @@ void cpu_relax() {
 class Pool {
  public:
   explicit Pool(int threads) : shares_(static_cast<size_t>(threads)) {
-    for (int i = 1; i < threads; ++i)
-      workers_.emplace_back([this, i] { work(static_cast<size_t>(i)); });
+    try {
+      for (int i = 1; i < threads; ++i)
+        workers_.emplace_back([this, i] { work(static_cast<size_t>(i)); });
+    } catch (const std::exception& e) {  // the system's limit of threads
+      const size_t started = workers_.size() + 1;
+      stop();
+      fail("threads: the system must allow ", threads, ", got ", started, ": ", e.what());
+    }
   }
 
-  ~Pool() {
-    stop_ = true;
-    epoch_.fetch_add(1);
-    epoch_.notify_all();
-    for (auto& worker : workers_) worker.join();
-  }
+  ~Pool() { stop(); }
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -82,6 +83,14 @@ class Pool {
   }
 
  private:
+  void stop() {
+    stop_ = true;
+    epoch_.fetch_add(1);
+    epoch_.notify_all();
+    for (auto& worker : workers_) worker.join();
+    workers_.clear();
+  }
+
   struct alignas(64) Share {
     std::atomic<int64_t> next{0};
     int64_t end = 0;

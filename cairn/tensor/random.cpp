@@ -1,6 +1,8 @@
 // Random tensors. Elements are numbered in row-major order whatever the memory layout.
 #include "cairn/tensor/random.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numbers>
 #include <numeric>
@@ -46,11 +48,24 @@ Generator& default_generator() {
 
 void manual_seed(uint64_t seed) { default_generator().set_state(seed, 0); }
 
+// The largest value below `high` that `dtype` holds.
+double below(double high, DType dtype) {
+  if (dtype == DType::f64) return std::nextafter(high, -HUGE_VAL);
+  const auto narrow = static_cast<float>(high);
+  const float f = narrow < high ? narrow : std::nextafter(narrow, -HUGE_VALF);
+  if (dtype == DType::f32) return f;
+  const auto cut = std::bit_cast<float>(std::bit_cast<uint32_t>(f) & 0xffff0000u);  // towards 0
+  if (cut <= f) return cut;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(cut) + 0x10000u);  // negative: away from 0
+}
+
 void uniform_(const Tensor& t, double low, double high, Generator& generator) {
   check(std::isfinite(low) && std::isfinite(high) && low <= high,
         "uniform_: low and high must be finite with low <= high, got ", low, " and ", high);
+  // Rounding to the dtype must not reach `high`.
+  const double top = std::max(low, below(high, t.dtype()));
   draw(t, "uniform_", generator, [&](const std::array<uint32_t, 4>& w) {
-    return low + (high - low) * uniform_double(w[0], w[1]);
+    return std::min(top, low + (high - low) * uniform_double(w[0], w[1]));
   });
 }
 

@@ -115,7 +115,7 @@ Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) {
   check_condition("masked_fill", "mask", mask);
   detail::check_defined("masked_fill", x);
   detail::check_same_device("masked_fill", x, mask);
-  check(is_floating(x.dtype()) || value == std::floor(value),
+  check(is_floating(x.dtype()) || (std::abs(value) < 0x1p63 && value == std::floor(value)),
         "masked_fill: value must be whole for ", x.dtype(), ", got ", value);
   const Shape shape = broadcast_shapes(x.shape(), mask.shape(), "masked_fill");
   const Tensor y = detail::empty_result(shape, x.dtype(), x);

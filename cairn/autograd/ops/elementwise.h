@@ -19,7 +19,11 @@ class Scalar {
   enum class Kind { boolean, integer, floating };
   Kind kind() const { return kind_; }
   double as_double() const { return f_; }
-  int64_t as_int() const { return kind_ == Kind::floating ? static_cast<int64_t>(f_) : i_; }
+  // 0 for a floating number that no int64 holds.
+  int64_t as_int() const {
+    if (kind_ != Kind::floating) return i_;
+    return f_ >= -0x1p63 && f_ < 0x1p63 ? static_cast<int64_t>(f_) : 0;
+  }
 
  private:
   double f_;

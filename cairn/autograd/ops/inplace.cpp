@@ -68,8 +68,10 @@ const Tensor& mul_(const Tensor& self, const Tensor& other) {
   const Tensor from = prepared("mul_", self, other);
   const bool record_it = recorded(self, from);
   const Saved before = record_it && requires_grad(from) ? Saved(raw::clone(self)) : Saved();
-  // x.mul_(x) overwrites its own factor, so that factor is kept too.
-  const Tensor factor = record_it && from.same_as(self) ? raw::clone(from) : from;
+  // x.mul_(x), or a factor that is another handle on x's memory, overwrites its own factor, so that
+  // factor is kept too.
+  const Tensor factor =
+      record_it && from.storage() == self.storage() ? raw::clone(from) : from;
   kernels::mul_fwd(self.device(), self, self, from);
   self.bump_version("mul_");
   if (!record_it) return self;

@@ -173,12 +173,13 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target,
        denominator = Saved(denominator), shape = logits.shape(), params](Grads& g) {
         const char* op = "cross_entropy";
         const Tensor& x = rows.get(op);
-        const RowsGradient dlogits(g, 0, shape, x.size(1)), dtarget(g, 1, shape, x.size(1));
+        // The target first, as the kernel writes it: both may be one tensor.
+        const RowsGradient dtarget(g, 1, shape, x.size(1)), dlogits(g, 0, shape, x.size(1));
         kernels::cross_entropy_bwd(x.device(), dlogits.dst, dtarget.dst, raw::contiguous(g.out()),
                                    norms.get(op), denominator.get(op), x, wanted.get(op),
                                    weight.get(op), params);
-        dlogits.deliver();
         dtarget.deliver();
+        dlogits.deliver();
       });
 }
 

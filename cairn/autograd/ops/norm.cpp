@@ -76,7 +76,7 @@ void check_batch_norm(const char* op, const Tensor& x, const Tensor& residual,
         running_mean.defined() ? "running_mean" : "running_var");
   check(options.training || running_mean.defined(), op,
         ": running_mean and running_var must be defined when not training, got none");
-  check(!options.training || x.numel() != x.size(1), op,
+  check(!options.training || x.numel() != x.size(1) || x.numel() == 0, op,
         ": input must have more than 1 value per channel when training, got ", x.shape());
   check(options.eps >= 0, op, ": eps must not be negative, got ", options.eps);
   check(options.momentum >= 0 && options.momentum <= 1, op, ": momentum must be in [0, 1], got ",

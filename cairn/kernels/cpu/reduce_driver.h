@@ -61,6 +61,7 @@ class Reduction {
  private:
   // Elements [lo, hi) of one output's input, counted in walking order.
   Acc reduce_range(const In* base, int64_t lo, int64_t hi) const {
+    if (lo >= hi) return Op::template identity<Acc>();  // sizes of 0 must not divide
     if (plan_.reduced.rank == 0)
       return rows_.run(base + lo * plan_.run_step, plan_.run_step, hi - lo);
     Cascade<Op, Acc> total;
@@ -122,6 +123,7 @@ class Reduction {
     Acc level[2][kTile];
     for (auto& l : level) std::fill_n(l, cols, Op::template identity<Acc>());
     std::fill_n(acc, cols, Op::template identity<Acc>());
+    if (lo >= hi) return;
     Walker at(plan_.reduced, lo / plan_.run);
     int64_t skip = lo % plan_.run;
     int64_t in_level0 = 0;
