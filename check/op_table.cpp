@@ -140,8 +140,7 @@ class Runner {
     const Difference d = difference(got, expected);
     const double scale = std::max(d.scale, 1.0);
     const bool exact = !is_floating(got.dtype());
-    const double allowed =
-        exact ? 0 : tolerance(dtype_, case_.terms, scale, case_.amplification);
+    const double allowed = exact ? 0 : tolerance(dtype_, case_.terms, scale, case_.amplification);
     if (!d.finite_agree || !(d.error <= allowed))
       failure(what, cat("must agree within ", allowed, ", got ", d.error,
                         d.finite_agree ? "" : " and NaN or infinity in other places"));
@@ -223,8 +222,7 @@ class Runner {
       const Tensor y = case_.op(wide);
       if (y.numel() > 0) backward(y, raw::to(upstream(out), DType::f64));
       for (size_t i = 0; i < wide.size(); ++i)
-        if (wants_[i] && grads[i].defined())
-          compare("gradient", grads[i], grad(wide[i]), false);
+        if (wants_[i] && grads[i].defined()) compare("gradient", grads[i], grad(wide[i]), false);
     }
     accumulates(grads);
   }
@@ -248,9 +246,10 @@ class Runner {
         continue;
       }
       const Difference d = difference(grad(inputs[i]), twice);
-      if (!d.finite_agree || d.error > tolerance(dtype_, case_.terms, std::max(1.0, d.scale),
-                                                 case_.amplification))
-        failure("second backward", cat("must double the gradient of input ", i, ", error ", d.error));
+      if (!d.finite_agree ||
+          d.error > tolerance(dtype_, case_.terms, std::max(1.0, d.scale), case_.amplification))
+        failure("second backward",
+                cat("must double the gradient of input ", i, ", error ", d.error));
     }
   }
 
@@ -264,9 +263,7 @@ class Runner {
     return inputs;
   }
 
-  Tensor upstream(const Tensor& out) const {
-    return raw::to(values(out.shape(), 77), out.dtype());
-  }
+  Tensor upstream(const Tensor& out) const { return raw::to(values(out.shape(), 77), out.dtype()); }
 
   std::pair<Tensor, std::vector<Tensor>> forward_backward() const {
     std::vector<Tensor> inputs = fresh();
@@ -358,7 +355,8 @@ Verdict run(const Entry& entry, DType dtype, Device device) {
         got = error.what();
       }
       if (got != e.text)
-        verdict.failures.push_back(cat(entry.op, ": error must be '", e.text, "', got '", got, "'"));
+        verdict.failures.push_back(
+            cat(entry.op, ": error must be '", e.text, "', got '", got, "'"));
     }
   }
   return verdict;

@@ -60,22 +60,23 @@ struct Register {
 };
 
 // |error| allowed for an output of magnitude `scale` after a sum of `terms` products in `dtype`:
-// eps(dtype) * scale * amplification * (4 + sqrt(terms)) — rounding errors of a sum walk randomly, so
-// they grow with the square root of its length; 4 covers the conversion of inputs and output. Sums
-// of bf16 are kept in f32, so only the conversions count there.
+// eps(dtype) * scale * amplification * (4 + sqrt(terms)) — rounding errors of a sum walk randomly,
+// so they grow with the square root of its length; 4 covers the conversion of inputs and output.
+// Sums of bf16 are kept in f32, so only the conversions count there.
 double tolerance(DType dtype, int64_t terms, double scale, double amplification);
 
 // Deterministic values in (-1, 1), different for each seed; f64.
 Tensor values(const Shape& shape, uint64_t seed);
-// As values, but all different by at least 1 / numel and in scrambled order, so that maxima are unique.
+// As values, but all different by at least 1 / numel and in scrambled order, so that maxima are
+// unique.
 Tensor distinct_values(const Shape& shape, uint64_t seed);
 
 struct Verdict {
   std::string op;
   DType dtype = DType::f32;
   int cases = 0;
-  double error = 0;        // largest |error| / tolerance-scale seen (forward)
-  double allowed = 0;      // the tolerance of that case, on the same scale
+  double error = 0;           // largest |error| / tolerance-scale seen (forward)
+  double allowed = 0;         // the tolerance of that case, on the same scale
   double gradient_error = 0;  // largest gradcheck error, relative (f64), or against f64 gradients
   std::vector<std::string> failures;  // one sentence each
   bool passed() const { return failures.empty(); }

@@ -105,7 +105,9 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--batch-size", o.batch_size, "images per step")->capture_default_str();
   app.add_option("--lr", o.lr, "learning rate of Adam")->capture_default_str();
   app.add_option("--threads", o.threads, "threads; 0: one per processor")->capture_default_str();
-  app.add_option("--seed", o.seed, "of the weights and the order of images")->capture_default_str();
+  app.add_option("--seed", o.seed, "of the weights and the order of images")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--data-root", o.data_root,
                  "folder with the dataset; else the distribution's package, else a download");
   app.add_option("--output", o.output, "folder for metrics.csv, result.json and checkpoints/")
@@ -116,13 +118,14 @@ void add_options(CLI::App& app, Options& o) {
 void check_options(const Options& o) {
   check(o.max_epochs >= 0, "train: --max-epochs must be at least 0, got ", o.max_epochs);
   check(o.max_steps >= -1, "train: --max-steps must be at least -1, got ", o.max_steps);
-  check(o.batch_size >= 1, "train: --batch-size must be at least 1, got ", o.batch_size);
+  check(o.batch_size >= 1 && o.batch_size <= 60000,
+        "train: --batch-size must be 1 to the 60000 images there are, got ", o.batch_size);
   check(std::isfinite(o.lr) && o.lr >= 0, "train: --lr must be finite and not negative, got ",
         o.lr);
-  check(o.threads >= 0, "train: --threads must be at least 0, got ", o.threads);
+  check(o.threads >= 0 && o.threads <= 1024, "train: --threads must be 0 to 1024, got ", o.threads);
 }
 
-// Makes the folder, shows that a file can be written there, and takes an earlier result away.
+// Makes the folder and shows that a file can be written there.
 void prepare_output(const std::string& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
@@ -131,7 +134,6 @@ void prepare_output(const std::string& folder) {
   const std::string probe = folder + "/.probe";
   AtomicFile(probe, "train").commit();
   std::filesystem::remove(probe, error);
-  std::filesystem::remove(folder + "/result.json", error);
 }
 
 // Largest resident set of this process so far, as Linux counts it.
@@ -200,6 +202,9 @@ void train(const Options& o) {
                                           }),
                                           trainer::ProgressBar()},
                             .logger = trainer::CSVLogger({.dir = o.output})});
+  // An earlier run's result goes only now that everything is known to be good; a resumed run's
+  // stays until its successor replaces it, as the checkpoint may still prove unusable.
+  if (!o.resume) std::filesystem::remove(o.output + "/result.json");
   const auto start = std::chrono::steady_clock::now();
   trainer.fit(model, train_loader, test_loader, {.ckpt_path = o.resume ? "last" : ""});
   const double seconds =

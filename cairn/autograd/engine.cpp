@@ -36,6 +36,8 @@ struct Older {
 struct Run {
   std::vector<std::shared_ptr<Node>> heap;
   std::vector<std::shared_ptr<AutogradMeta>> leaves;
+  std::vector<bool> had_grad;  // of each leaf, before
+  bool finished = false;
 
   void push(const std::shared_ptr<Node>& node) {
     if (node->queued) return;
@@ -70,7 +72,9 @@ void count_contributions(const std::shared_ptr<Node>& root, Run& run) {
         seen.push_back(next);
         stack.push_back(next);
       } else {
-        if (edge.meta->pending++ == 0) run.leaves.push_back(edge.meta);
+        if (edge.meta->pending++ > 0) continue;
+        run.leaves.push_back(edge.meta);
+        run.had_grad.push_back(edge.meta->has_grad);
       }
     }
   }
@@ -117,7 +121,8 @@ Dst Grads::dst(size_t i) {
   if (!edge.meta) return {};
   AutogradMeta& meta = *edge.meta;
   if (!meta.node) {
-    if (!meta.grad.defined()) meta.grad = make_grad(edge.shape, edge.strides, edge.dtype, edge.device);
+    if (!meta.grad.defined())
+      meta.grad = make_grad(edge.shape, edge.strides, edge.dtype, edge.device);
     // A rule may name the same leaf twice (mul(w, w)); the second write must add.
     const bool add = meta.has_grad;
     meta.has_grad = true;
@@ -152,7 +157,7 @@ void Grads::give(size_t i, const Tensor& grad) {
   AutogradMeta& meta = *edge.meta;
   const bool fits = grad.shape() == edge.shape && grad.dtype() == edge.dtype;
   if (meta.node && fits && !meta.node->grad.defined()) {
-      current_run->push(meta.node);
+    current_run->push(meta.node);
     meta.node->grad = grad;
     meta.node->grad_owned = false;
     return;
@@ -182,8 +187,8 @@ void backward(const Tensor& root, const Tensor& grad) {
         root.defined() ? "a tensor that does not" : "an undefined tensor");
   Tensor seed = grad;
   if (!seed.defined()) {
-    check(root.numel() == 1, "backward: root must have one element when no grad is given, got shape ",
-          root.shape());
+    check(root.numel() == 1,
+          "backward: root must have one element when no grad is given, got shape ", root.shape());
     seed = ones_like(root);
   }
   check(seed.shape() == root.shape() && seed.dtype() == root.dtype(), "backward: grad must be ",
@@ -191,12 +196,17 @@ void backward(const Tensor& root, const Tensor& grad) {
   const auto meta = std::static_pointer_cast<AutogradMeta>(root.grad_meta());
   NoGrad no_grad;
   if (!meta->node) {
-    if (!meta->has_grad) return set_grad(root, seed);
-    return kernels::accumulate_to(meta->grad.device(), Dst{meta->grad, true}, seed);
+    if (!meta->has_grad)
+      set_grad(root, seed);
+    else
+      kernels::accumulate_to(meta->grad.device(), Dst{meta->grad, true}, seed);
+    for (const auto& hook : meta->ready_hooks) hook(meta->grad);
+    return;
   }
   check(current_run == nullptr, "backward: must not be called from inside a backward rule or hook");
   Run run;
-  // Whatever happens, the thread is left without a run and the nodes without half-made gradients.
+  // Whatever happens, the thread is left without a run, and the nodes and the leaves that had no
+  // gradient before without half-made ones.
   struct Cleanup {
     Run& run;
     ~Cleanup() {
@@ -204,7 +214,10 @@ void backward(const Tensor& root, const Tensor& grad) {
         node->queued = false;
         node->grad = {};
       }
-      for (const auto& leaf : run.leaves) leaf->pending = 0;
+      for (size_t i = 0; i < run.leaves.size(); ++i) {
+        run.leaves[i]->pending = 0;
+        if (!run.finished && !run.had_grad[i]) run.leaves[i]->has_grad = false;
+      }
       current_run = nullptr;
     }
   } cleanup{run};
@@ -224,6 +237,7 @@ void backward(const Tensor& root, const Tensor& grad) {
     settle_leaves(*node);
     node->edges.clear();
   }
+  run.finished = true;
 }
 
 Tensor grad(const Tensor& leaf) {

@@ -13,9 +13,9 @@ namespace cairn {
 const Tensor& set_requires_grad(const Tensor& t, bool value = true);
 
 // Computes d(root)/d(leaf) for every leaf below `root` and adds it to the leaf's gradient (or
-// overwrites, after zero_grad). `grad` is the gradient of root, of its shape; absent it is 1 and root
-// must have one element. The graph is freed on the way: a second backward through it is an error.
-// First derivatives only.
+// overwrites, after zero_grad). `grad` is the gradient of root, of its shape; absent it is 1 and
+// root must have one element. The graph is freed on the way: a second backward through it is an
+// error. First derivatives only.
 void backward(const Tensor& root, const Tensor& grad = {});
 
 // The gradient of a leaf, of its shape and dtype; undefined when there is none. It is the memory

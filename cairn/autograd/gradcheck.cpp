@@ -39,8 +39,8 @@ GradcheckResult gradcheck(const std::function<Tensor(std::span<const Tensor>)>& 
     const bool wanted = wants.empty() ? is_floating(inputs[i].dtype()) : wants[i];
     checked[i] = wanted;
     if (!wanted) continue;
-    check(inputs[i].dtype() == DType::f64, "gradcheck: inputs must be f64, got ",
-          inputs[i].dtype(), " for input ", i);
+    check(inputs[i].dtype() == DType::f64, "gradcheck: inputs must be f64, got ", inputs[i].dtype(),
+          " for input ", i);
     args[i] = empty(inputs[i].shape(), {DType::f64});
     raw::copy_(args[i], inputs[i]);
     set_requires_grad(args[i]);

@@ -22,10 +22,10 @@ struct GradcheckResult {
   std::string message;   // names input, element and both values where it failed
 };
 
-// Compares d(sum(w * fn(inputs)))/d(input) with central differences for every element of every input
-// with wants[i] (all floating f64 inputs when empty); w is a fixed vector of values in (-1, 1). fn must
-// be deterministic; inputs must be f64 and contiguous where they are checked. Their values are
-// restored.
+// Compares d(sum(w * fn(inputs)))/d(input) with central differences for every element of every
+// input with wants[i] (all floating f64 inputs when empty); w is a fixed vector of values in (-1,
+// 1). fn must be deterministic; inputs must be f64 and contiguous where they are checked. Their
+// values are restored.
 GradcheckResult gradcheck(const std::function<Tensor(std::span<const Tensor>)>& fn,
                           const std::vector<Tensor>& inputs, const GradcheckOptions& options = {},
                           const std::vector<bool>& wants = {});

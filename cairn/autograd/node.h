@@ -1,7 +1,7 @@
 // The recorded graph: one node per op, with the rule that turns its output's gradient into its
 // inputs' gradients.
-// Invariant: a node's inputs were made before it, so higher sequence numbers are always nearer to the
-// root; a node frees what it saved as soon as it has run.
+// Invariant: a node's inputs were made before it, so higher sequence numbers are always nearer to
+// the root; a node frees what it saved as soon as it has run.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ using kernels::Dst;
 struct AutogradMeta final : GradMeta {
   bool requires_grad = false;
   std::shared_ptr<Node> node;  // null for a leaf
-  // Leaf only. The gradient's memory; `has_grad` says whether it holds a gradient, so that zero_grad
-  // is a flag and the next backward overwrites.
+  // Leaf only. The gradient's memory; `has_grad` says whether it holds a gradient, so that
+  // zero_grad is a flag and the next backward overwrites.
   Tensor grad;
   bool has_grad = false;
   // Leaf only: fires once per backward, after the last contribution.
@@ -49,7 +49,8 @@ struct Edge {
   Device device;
 };
 
-// What a backward rule sees: the gradient of the op's output, and where to write those of its inputs.
+// What a backward rule sees: the gradient of the op's output, and where to write those of its
+// inputs.
 class Grads {
  public:
   Grads(const Node& node, const Tensor& out) : node_(node), out_(out) {}
@@ -85,7 +86,8 @@ class Node {
   const char* name = "";
   uint64_t sequence = 0;
   std::vector<Edge> edges;
-  // The output's gradient while backward runs; `grad_owned` says whether it may be added to in place.
+  // The output's gradient while backward runs; `grad_owned` says whether it may be added to in
+  // place.
   Tensor grad;
   bool grad_owned = false;
   // What the output looks like, for making its gradient.

@@ -1,5 +1,6 @@
 // Recording: how an op joins the graph.
-// Invariant: record() returns its output untouched when no input needs a gradient or grad mode is off.
+// Invariant: record() returns its output untouched when no input needs a gradient or grad mode is
+// off.
 #pragma once
 
 #include <initializer_list>
@@ -72,8 +73,8 @@ Tensor attach(const char* name, const Tensor& out, std::span<const Tensor> input
 }  // namespace detail
 
 // Joins `out` to the graph: `rule(Grads&)` turns its gradient into the inputs'. `name` must be a
-// string literal. The rule is stored by value; it should capture Saved, never Tensor, for inputs and
-// outputs. Inputs are numbered as listed; undefined ones (absent bias) are allowed.
+// string literal. The rule is stored by value; it should capture Saved, never Tensor, for inputs
+// and outputs. Inputs are numbered as listed; undefined ones (absent bias) are allowed.
 template <class Rule>
 Tensor record(const char* name, const Tensor& out, std::span<const Tensor> inputs, Rule&& rule) {
   if (!will_record(inputs)) return out;
@@ -103,8 +104,8 @@ void record_inplace(const char* name, const Tensor& self, std::initializer_list<
   before.set_grad_meta(self.grad_meta());
   std::vector<Tensor> inputs{before};
   inputs.insert(inputs.end(), others.begin(), others.end());
-  Tensor after = record(name, self.alias(), std::span<const Tensor>(inputs),
-                        std::forward<Rule>(rule));
+  Tensor after =
+      record(name, self.alias(), std::span<const Tensor>(inputs), std::forward<Rule>(rule));
   self.set_grad_meta(after.grad_meta());
 }
 

@@ -1,5 +1,6 @@
 // The CPU's caching allocator: free lists by size class.
-// Invariant: block sizes depend on the request alone, so a repeated step asks the system for nothing.
+// Invariant: block sizes depend on the request alone, so a repeated step asks the system for
+// nothing.
 #include "cairn/tensor/allocator.h"
 
 #include <sys/mman.h>
@@ -32,8 +33,8 @@ class CpuAllocator final : public Allocator {
  public:
   void* allocate(int64_t bytes) override {
     // The bound keeps block_size and the system's own rounding from overflowing.
-    check(bytes >= 0 && bytes <= (int64_t{1} << 56), "allocate: size must be at most 2^56 bytes, got ",
-          bytes);
+    check(bytes >= 0 && bytes <= (int64_t{1} << 56),
+          "allocate: size must be at most 2^56 bytes, got ", bytes);
     const int64_t size = block_size(bytes);
     std::lock_guard lock(mutex_);
     ++stats_.allocations;
@@ -81,7 +82,6 @@ class CpuAllocator final : public Allocator {
     }
   }
 
-
   void set_checks(bool on) {
     std::lock_guard lock(mutex_);
     checks_ = on;
@@ -120,7 +120,8 @@ class CpuAllocator final : public Allocator {
     // aligned_alloc wants a multiple of the alignment.
     const int64_t rounded = (size + alignment - 1) / alignment * alignment;
     void* block = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(rounded));
-    check(block != nullptr, "allocate: memory must suffice, got no ", size, " bytes from the system");
+    check(block != nullptr, "allocate: memory must suffice, got no ", size,
+          " bytes from the system");
     if (size >= kHugePage) madvise(block, static_cast<size_t>(size), MADV_HUGEPAGE);
     return block;
   }

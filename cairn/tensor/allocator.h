@@ -10,10 +10,10 @@
 namespace cairn {
 
 struct MemoryStats {
-  int64_t allocated = 0;      // bytes in use now
-  int64_t peak = 0;           // largest `allocated` since start or reset_peak
-  int64_t cached = 0;         // bytes held from the system and not in use
-  int64_t allocations = 0;    // calls of allocate
+  int64_t allocated = 0;           // bytes in use now
+  int64_t peak = 0;                // largest `allocated` since start or reset_peak
+  int64_t cached = 0;              // bytes held from the system and not in use
+  int64_t allocations = 0;         // calls of allocate
   int64_t system_allocations = 0;  // of those, the ones that asked the system
 };
 

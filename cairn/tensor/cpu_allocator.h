@@ -7,8 +7,8 @@ namespace cairn {
 
 Allocator* cpu_allocator();
 
-// For tests: while on, every block of this process's host memory is handed out filled with 0xFF bytes
-// (NaN in every floating dtype) and fenced by guard bytes on both sides, and is never reused.
+// For tests: while on, every block of this process's host memory is handed out filled with 0xFF
+// bytes (NaN in every floating dtype) and fenced by guard bytes on both sides, and is never reused.
 void set_allocator_checks(bool on);
 // Blocks freed so far whose guard bytes had been written to.
 int64_t guard_violations();

@@ -29,9 +29,8 @@ Loop plan(const Tensor& dst, const Tensor& src) {
   size_t count = 0;
   for (size_t i = 0; i < dst.shape().size(); ++i)
     if (dst.shape()[i] != 1) order[count++] = i;
-  std::stable_sort(order, order + count, [&](size_t a, size_t b) {
-    return dst.strides()[a] > dst.strides()[b];
-  });
+  std::stable_sort(order, order + count,
+                   [&](size_t a, size_t b) { return dst.strides()[a] > dst.strides()[b]; });
   Loop loop;
   for (size_t k = 0; k < count; ++k) {
     const size_t d = order[k];

@@ -12,13 +12,14 @@
 
 namespace cairn {
 
-// Brain float: the upper half of an f32. Arithmetic is done in f32; narrowing rounds to nearest even.
+// Brain float: the upper half of an f32. Arithmetic is done in f32; narrowing rounds to nearest
+// even.
 struct bfloat16 {
   uint16_t bits = 0;
 
   bfloat16() = default;
   template <class T>
-    requires std::is_arithmetic_v<T>
+  requires std::is_arithmetic_v<T>
   explicit bfloat16(T value) : bits(from_float(static_cast<float>(value))) {}
   operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 

@@ -32,7 +32,8 @@ Tensor empty(const Shape& shape, TensorOptions options) {
 }
 
 Tensor empty_like(const Tensor& like, DType dtype) {
-  return empty_strided(like.shape(), like.is_dense() ? like.strides() : contiguous_strides(like.shape()),
+  return empty_strided(like.shape(),
+                       like.is_dense() ? like.strides() : contiguous_strides(like.shape()),
                        {dtype, like.device()});
 }
 
@@ -63,27 +64,28 @@ Tensor ones_like(const Tensor& like) { return full_like(like, 1); }
 
 Tensor arange(double start, double end, double step, TensorOptions options) {
   check(step != 0 && std::isfinite(start) && std::isfinite(end) && std::isfinite(step),
-        "arange: start, end and a non-zero step must be finite, got ", start, ", ", end, ", ", step);
+        "arange: start, end and a non-zero step must be finite, got ", start, ", ", end, ", ",
+        step);
   const double count = std::ceil((end - start) / step);
   check(count < 9e15, "arange: size must fit in 53 bits, got ", count);
   const int64_t n = count > 0 ? static_cast<int64_t>(count) : 0;
-  std::vector<double> values(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i)
-    values[static_cast<size_t>(i)] = start + static_cast<double>(i) * step;
-  return raw::to(from_values(values, {n}), options.dtype, options.device);
+  const Tensor host = empty({n}, {DType::f64});
+  double* values = host.data<double>();
+  for (int64_t i = 0; i < n; ++i) values[i] = start + static_cast<double>(i) * step;
+  return raw::to(host, options.dtype, options.device);
 }
 
 Tensor linspace(double start, double end, int64_t count, TensorOptions options) {
   check(count >= 0, "linspace: count must not be negative, got ", count);
-  std::vector<double> values(static_cast<size_t>(count));
+  const Tensor host = empty({count}, {DType::f64});
+  double* values = host.data<double>();
   const double step = count > 1 ? (end - start) / static_cast<double>(count - 1) : 0;
   for (int64_t i = 0; i < count; ++i) {
     // From both ends, so that the last point is exactly `end`.
-    values[static_cast<size_t>(i)] = i < count / 2 || count == 1
-                                         ? start + step * static_cast<double>(i)
-                                         : end - step * static_cast<double>(count - 1 - i);
+    values[i] = i < count / 2 || count == 1 ? start + step * static_cast<double>(i)
+                                            : end - step * static_cast<double>(count - 1 - i);
   }
-  return raw::to(from_values(values, {count}), options.dtype, options.device);
+  return raw::to(host, options.dtype, options.device);
 }
 
 Tensor eye(int64_t n, TensorOptions options) {

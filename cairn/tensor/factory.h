@@ -32,7 +32,8 @@ Tensor ones_like(const Tensor& like);
 Tensor full_like(const Tensor& like, double value);
 
 // start, start + step, … below (or, for a negative step, above) end.
-Tensor arange(double start, double end, double step = 1, TensorOptions options = {.dtype = DType::i64});
+Tensor arange(double start, double end, double step = 1,
+              TensorOptions options = {.dtype = DType::i64});
 // `count` points from start to end, both included.
 Tensor linspace(double start, double end, int64_t count, TensorOptions options = {});
 Tensor eye(int64_t n, TensorOptions options = {});

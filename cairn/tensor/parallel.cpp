@@ -1,7 +1,7 @@
 // The thread pool: workers spin for a moment after each region, then sleep.
-// Invariant: one region runs at a time. Every thread first works through its own share of the range,
-// the same one in every region over that range, so that what it wrote last time is still in its
-// cache; only then does it take chunks from the others' shares.
+// Invariant: one region runs at a time. Every thread first works through its own share of the
+// range, the same one in every region over that range, so that what it wrote last time is still in
+// its cache; only then does it take chunks from the others' shares.
 #include "cairn/tensor/parallel.h"
 
 #include <sched.h>
@@ -23,6 +23,7 @@ namespace {
 // Longer than the gap between two regions of a training step, shorter than a scheduler tick.
 constexpr int kSpins = 20000;
 constexpr int64_t kChunksPerThread = 4;
+constexpr int kMaxThreads = 1024;  // as many processors as a cpu_set_t has
 
 thread_local bool inside_region = false;
 
@@ -118,7 +119,8 @@ class Pool {
   void work(size_t thread) {
     uint32_t seen = 0;
     for (;;) {
-      for (int i = 0; i < kSpins && epoch_.load(std::memory_order_acquire) == seen; ++i) cpu_relax();
+      for (int i = 0; i < kSpins && epoch_.load(std::memory_order_acquire) == seen; ++i)
+        cpu_relax();
       epoch_.wait(seen, std::memory_order_acquire);
       seen = epoch_.load(std::memory_order_acquire);
       if (stop_) return;
@@ -143,7 +145,7 @@ class Pool {
 int default_threads() {
   if (const char* text = std::getenv("CAIRN_NUM_THREADS")) {
     const int n = std::atoi(text);
-    if (n >= 1) return n;
+    if (n >= 1) return std::min(n, kMaxThreads);
   }
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
@@ -172,6 +174,7 @@ int num_threads() { return pool().threads(); }
 
 void set_num_threads(int n) {
   check(n >= 1, "set_num_threads: n must be at least 1, got ", n);
+  check(n <= kMaxThreads, "set_num_threads: n must be at most ", kMaxThreads, ", got ", n);
   check(!inside_region, "set_num_threads: must not be called inside a parallel region");
   std::lock_guard lock(pool_mutex);
   auto& slot = pool_slot();

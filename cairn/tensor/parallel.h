@@ -1,6 +1,6 @@
 // parallel_for over the library's thread pool.
-// Invariant: how a range is cut into chunks may change with the thread count, so a body must not let
-// its result depend on the chunk bounds (reductions cut their input into blocks of fixed size).
+// Invariant: how a range is cut into chunks may change with the thread count, so a body must not
+// let its result depend on the chunk bounds (reductions cut their input into blocks of fixed size).
 #pragma once
 
 #include <cstdint>
@@ -20,10 +20,10 @@ using RangeFn = void (*)(void* body, int64_t begin, int64_t end);
 void parallel_run(int64_t begin, int64_t end, int64_t grain, RangeFn fn, void* body);
 }  // namespace detail
 
-// Calls body(lo, hi) on disjoint chunks that cover [begin, end), each of at least `grain` iterations
-// (bar the last). Runs serially when the range is one grain, inside another parallel region, or when
-// another thread is using the pool. The first exception thrown by a body is thrown here after all
-// chunks ended.
+// Calls body(lo, hi) on disjoint chunks that cover [begin, end), each of at least `grain`
+// iterations (bar the last). Runs serially when the range is one grain, inside another parallel
+// region, or when another thread is using the pool. The first exception thrown by a body is thrown
+// here after all chunks ended.
 template <class Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, Body&& body) {
   if (end <= begin) return;
@@ -33,8 +33,7 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, Body&& body) {
   }
   using Fn = std::remove_reference_t<Body>;
   detail::parallel_run(
-      begin, end, grain,
-      [](void* b, int64_t lo, int64_t hi) { (*static_cast<Fn*>(b))(lo, hi); },
+      begin, end, grain, [](void* b, int64_t lo, int64_t hi) { (*static_cast<Fn*>(b))(lo, hi); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

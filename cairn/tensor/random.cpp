@@ -39,15 +39,6 @@ void draw(const Tensor& t, const char* op, Generator& generator, Value&& value) 
   t.bump_version(op);
 }
 
-}  // namespace
-
-Generator& default_generator() {
-  thread_local Generator generator;
-  return generator;
-}
-
-void manual_seed(uint64_t seed) { default_generator().set_state(seed, 0); }
-
 // The largest value below `high` that `dtype` holds.
 double below(double high, DType dtype) {
   if (dtype == DType::f64) return std::nextafter(high, -HUGE_VAL);
@@ -58,6 +49,15 @@ double below(double high, DType dtype) {
   if (cut <= f) return cut;
   return std::bit_cast<float>(std::bit_cast<uint32_t>(cut) + 0x10000u);  // negative: away from 0
 }
+
+}  // namespace
+
+Generator& default_generator() {
+  thread_local Generator generator;
+  return generator;
+}
+
+void manual_seed(uint64_t seed) { default_generator().set_state(seed, 0); }
 
 void uniform_(const Tensor& t, double low, double high, Generator& generator) {
   check(std::isfinite(low) && std::isfinite(high) && low <= high,

@@ -1,6 +1,6 @@
-// Random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11).
-// Invariant: element i of a draw depends on seed, offset and i alone, so the numbers are the same
-// for every thread count and device.
+// Random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// SC11). Invariant: element i of a draw depends on seed, offset and i alone, so the numbers are the
+// same for every thread count and device.
 #pragma once
 
 #include <array>

@@ -14,13 +14,15 @@ void append_text(std::string& out, const Shape& shape) {
 
 int64_t checked_mul(int64_t a, int64_t b, const char* op) {
   int64_t result = 0;
-  check(!__builtin_mul_overflow(a, b, &result), op, ": size must fit in 63 bits, got ", a, " x ", b);
+  check(!__builtin_mul_overflow(a, b, &result), op, ": size must fit in 63 bits, got ", a, " x ",
+        b);
   return result;
 }
 
 int64_t checked_add(int64_t a, int64_t b, const char* op) {
   int64_t result = 0;
-  check(!__builtin_add_overflow(a, b, &result), op, ": size must fit in 63 bits, got ", a, " + ", b);
+  check(!__builtin_add_overflow(a, b, &result), op, ": size must fit in 63 bits, got ", a, " + ",
+        b);
   return result;
 }
 

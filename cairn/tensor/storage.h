@@ -1,5 +1,6 @@
 // A block of device memory that tensors share.
-// Invariant: the version counts in-place writes by public ops, so that saved tensors can be checked.
+// Invariant: the version counts in-place writes by public ops, so that saved tensors can be
+// checked.
 #pragma once
 
 #include <cstdint>

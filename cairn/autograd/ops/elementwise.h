@@ -8,13 +8,15 @@
 
 namespace cairn {
 
-// A number of the program beside a tensor: it takes part in promotion by kind only (bool < integer <
-// floating), never by width.
+// A number of the program beside a tensor: it takes part in promotion by kind only (bool < integer
+// < floating), never by width.
 class Scalar {
  public:
   Scalar(double v) : f_(v), i_(static_cast<int64_t>(0)), kind_(Kind::floating) {}
   template <std::integral I>
-  Scalar(I v) : f_(static_cast<double>(v)), i_(static_cast<int64_t>(v)),
+  Scalar(I v)
+      : f_(static_cast<double>(v)),
+        i_(static_cast<int64_t>(v)),
         kind_(std::same_as<I, bool> ? Kind::boolean : Kind::integer) {}
   enum class Kind { boolean, integer, floating };
   Kind kind() const { return kind_; }
@@ -31,12 +33,13 @@ class Scalar {
   Kind kind_;
 };
 
-// dtype of an op over both (torch.result_type): dimensioned tensors beat 0-d ones beat scalars within
-// the same kind.
+// dtype of an op over both (torch.result_type): dimensioned tensors beat 0-d ones beat scalars
+// within the same kind.
 DType result_type(const Tensor& a, const Tensor& b);
 DType result_type(const Tensor& a, Scalar b);
 
-// --- binary arithmetic -----------------------------------------------------------------------------
+// --- binary arithmetic
+// -----------------------------------------------------------------------------
 Tensor add(const Tensor& a, const Tensor& b);
 Tensor sub(const Tensor& a, const Tensor& b);
 Tensor mul(const Tensor& a, const Tensor& b);
@@ -72,7 +75,8 @@ inline Tensor operator-(Scalar a, const Tensor& b) { return sub(a, b); }
 inline Tensor operator*(Scalar a, const Tensor& b) { return mul(b, a); }
 inline Tensor operator/(Scalar a, const Tensor& b) { return div(a, b); }
 
-// --- unary maths: integers and bool give f32 where the result is not an integer ---------------------
+// --- unary maths: integers and bool give f32 where the result is not an integer
+// ---------------------
 Tensor neg(const Tensor& x);
 inline Tensor operator-(const Tensor& x) { return neg(x); }
 Tensor abs(const Tensor& x);
@@ -97,7 +101,8 @@ Tensor trunc(const Tensor& x);
 // Absent bounds are open; NaN stays NaN; the gradient is 0 on a bound, as PyTorch's.
 Tensor clamp(const Tensor& x, std::optional<double> min, std::optional<double> max);
 
-// --- activations -------------------------------------------------------------------------------------
+// --- activations
+// -------------------------------------------------------------------------------------
 enum class GeluApproximate { none, tanh };
 Tensor relu(const Tensor& x);
 Tensor leaky_relu(const Tensor& x, double negative_slope = 0.01);
@@ -107,7 +112,8 @@ Tensor silu(const Tensor& x);
 Tensor gelu(const Tensor& x, GeluApproximate approximate = GeluApproximate::none);
 Tensor softplus(const Tensor& x);  // log(1 + exp(x)), beta 1
 
-// --- comparison, logic, choice -----------------------------------------------------------------------
+// --- comparison, logic, choice
+// -----------------------------------------------------------------------
 Tensor eq(const Tensor& a, const Tensor& b);  // bool, no gradient
 Tensor ne(const Tensor& a, const Tensor& b);
 Tensor lt(const Tensor& a, const Tensor& b);
@@ -129,11 +135,13 @@ Tensor isfinite(const Tensor& x);
 Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b);
 Tensor masked_fill(const Tensor& x, const Tensor& mask, double value);
 
-// --- conversion ----------------------------------------------------------------------------------------
+// --- conversion
+// ----------------------------------------------------------------------------------------
 Tensor to(const Tensor& x, DType dtype);
 Tensor to(const Tensor& x, Device device);
 
-// --- in place: recorded where autograd allows (not on leaves that require a gradient, nor views) -----
+// --- in place: recorded where autograd allows (not on leaves that require a gradient, nor views)
+// -----
 const Tensor& add_(const Tensor& self, const Tensor& other, double alpha = 1);
 const Tensor& mul_(const Tensor& self, const Tensor& other);
 const Tensor& add_(const Tensor& self, Scalar other);

@@ -13,8 +13,8 @@ namespace cairn {
 Tensor embedding(const Tensor& weight, const Tensor& indices,
                  std::optional<int64_t> padding_idx = {});
 
-// Zeroes elements with probability p and scales the rest by 1 / (1 - p) when training; else x itself.
-// Element i of the row-major order always gets the same number of the generator's stream.
+// Zeroes elements with probability p and scales the rest by 1 / (1 - p) when training; else x
+// itself. Element i of the row-major order always gets the same number of the generator's stream.
 Tensor dropout(const Tensor& x, double p = 0.5, bool training = true,
                Generator& generator = default_generator());
 

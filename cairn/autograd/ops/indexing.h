@@ -10,7 +10,8 @@
 
 namespace cairn {
 
-// --- views: share the memory; the gradient flows back into the viewed part -------------------------
+// --- views: share the memory; the gradient flows back into the viewed part
+// -------------------------
 Tensor view(const Tensor& x, const Shape& shape);
 Tensor reshape(const Tensor& x, const Shape& shape);
 Tensor flatten(const Tensor& x, int64_t start_dim = 0, int64_t end_dim = -1);
@@ -28,7 +29,8 @@ Tensor clone(const Tensor& x);
 std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t dim = 0);
 std::vector<Tensor> chunk(const Tensor& x, int64_t chunks, int64_t dim = 0);
 
-// --- picking -------------------------------------------------------------------------------------------
+// --- picking
+// -------------------------------------------------------------------------------------------
 // index: 1-d i64 or i32; negative or too large entries are errors that name position and value.
 Tensor index_select(const Tensor& x, int64_t dim, const Tensor& index);
 // index: i64, as many dimensions as x, no larger than x but in `dim`.
@@ -42,19 +44,19 @@ Tensor argsort(const Tensor& x, int64_t dim = -1, bool descending = false);
 // i64 [count, rank]: the indices of elements that are not zero, row-major.
 Tensor nonzero(const Tensor& x);
 
-// --- joining -------------------------------------------------------------------------------------------
+// --- joining
+// -------------------------------------------------------------------------------------------
 // dtypes promote; shapes must agree but in dim.
 Tensor cat(std::span<const Tensor> tensors, int64_t dim = 0);
 Tensor cat(std::initializer_list<Tensor> tensors, int64_t dim = 0);
 // Any list of tensors; closer than the text-building cat of error.h, which would take it otherwise.
 template <class List>
-  requires std::convertible_to<const List&, std::span<const Tensor>>
-Tensor cat(const List& tensors) {
+requires std::convertible_to<const List&, std::span<const Tensor>> Tensor cat(const List& tensors) {
   return cat(std::span<const Tensor>(tensors), int64_t{0});
 }
 template <class List, std::integral Dim>
-  requires std::convertible_to<const List&, std::span<const Tensor>>
-Tensor cat(const List& tensors, Dim dim) {
+requires std::convertible_to<const List&, std::span<const Tensor>> Tensor cat(const List& tensors,
+                                                                              Dim dim) {
   return cat(std::span<const Tensor>(tensors), static_cast<int64_t>(dim));
 }
 Tensor stack(std::span<const Tensor> tensors, int64_t dim = 0);

@@ -70,8 +70,7 @@ const Tensor& mul_(const Tensor& self, const Tensor& other) {
   const Saved before = record_it && requires_grad(from) ? Saved(raw::clone(self)) : Saved();
   // x.mul_(x), or a factor that is another handle on x's memory, overwrites its own factor, so that
   // factor is kept too.
-  const Tensor factor =
-      record_it && from.storage() == self.storage() ? raw::clone(from) : from;
+  const Tensor factor = record_it && from.storage() == self.storage() ? raw::clone(from) : from;
   kernels::mul_fwd(self.device(), self, self, from);
   self.bump_version("mul_");
   if (!record_it) return self;

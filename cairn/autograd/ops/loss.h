@@ -14,9 +14,9 @@ struct CrossEntropyOptions {
   double label_smoothing = 0;
 };
 // logits [C], [N, C] or [N, C, d1, …]. target: i64 (or i32, u8) class indices of the same shape
-// without C, or probabilities of logits' shape and dtype. mean divides by the weights of the targets
-// that are not ignored (class indices) or by N d1 … (probabilities). A class outside [0, C) that is
-// not ignore_index throws with its position.
+// without C, or probabilities of logits' shape and dtype. mean divides by the weights of the
+// targets that are not ignored (class indices) or by N d1 … (probabilities). A class outside [0, C)
+// that is not ignore_index throws with its position.
 Tensor cross_entropy(const Tensor& logits, const Tensor& target,
                      const CrossEntropyOptions& options = {});
 

@@ -55,8 +55,9 @@ void check_vector(const char* op, const char* name, const Tensor& t, const Tenso
   if (!t.defined()) return;
   const Shape wanted{x.size(1)};
   check(t.shape() == wanted, op, ": ", name, " must be of shape ", wanted, ", got ", t.shape());
-  check(t.dtype() == x.dtype() || t.dtype() == DType::f32, op, ": ", name, " must be ", x.dtype(),
-        x.dtype() == DType::bf16 ? " or f32, got " : ", got ", t.dtype());
+  check(t.dtype() == x.dtype() || (x.dtype() == DType::bf16 && t.dtype() == DType::f32), op, ": ",
+        name, " must be ", x.dtype(), x.dtype() == DType::bf16 ? " or f32, got " : ", got ",
+        t.dtype());
   check(t.device() == x.device(), op, ": ", name, " must be on ", x.device(), ", got ", t.device());
 }
 
@@ -86,6 +87,8 @@ void check_batch_norm(const char* op, const Tensor& x, const Tensor& residual,
         residual.shape());
   check(residual.dtype() == x.dtype(), op, ": residual must be ", x.dtype(), ", got ",
         residual.dtype());
+  check(residual.device() == x.device(), op, ": residual must be on ", x.device(), ", got ",
+        residual.device());
 }
 
 Tensor contiguous_or_none(const Tensor& t) { return t.defined() ? raw::contiguous(t) : t; }

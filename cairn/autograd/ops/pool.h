@@ -7,7 +7,7 @@ namespace cairn {
 
 struct MaxPool2dOptions {
   Pair kernel_size;
-  Pair stride = 0;  // 0: kernel_size
+  Pair stride = 0;   // 0: kernel_size
   Pair padding = 0;  // at most half the kernel; padded places never win
   Pair dilation = 1;
 };
