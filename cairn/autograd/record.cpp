@@ -62,6 +62,9 @@ void check_inplace(const char* op, const Tensor& self) {
         ": input must not be a leaf that requires a gradient; wrap the call in NoGrad");
   check(self.storage()->bytes() == self.nbytes(), op,
         ": input must not be a view while a gradient is recorded; use the form without underscore");
+  check(!self.storage()->viewed(), op,
+        ": input must not share memory with a view while a gradient is recorded; use the form "
+        "without underscore");
 }
 
 }  // namespace cairn

@@ -93,7 +93,8 @@ Tensor record(const char* name, const Tensor& out, std::initializer_list<Tensor>
 template <class Rule>
 void record_inplace(const char* name, const Tensor& self, std::initializer_list<Tensor> others,
                     Rule&& rule);
-// Throws where writing into `self` would spoil a gradient: a leaf that requires one, or a view.
+// Throws where writing into `self` would spoil a gradient: a leaf that requires one, a view, or a
+// tensor that has a view.
 void check_inplace(const char* op, const Tensor& self);
 
 template <class Rule>

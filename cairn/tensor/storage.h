@@ -3,6 +3,7 @@
 // checked.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -33,12 +34,18 @@ class Storage {
     last_writer_ = op;
   }
 
+  // Whether a public view op ever made a second tensor on this memory. Sticky: a recorded in-place
+  // write would not reach the gradient of the other tensor, so it is refused.
+  bool viewed() const { return viewed_.load(std::memory_order_relaxed); }
+  void mark_viewed() { viewed_.store(true, std::memory_order_relaxed); }
+
  private:
   std::byte* data_ = nullptr;
   int64_t bytes_ = 0;
   Device device_;
   uint32_t version_ = 0;
   const char* last_writer_ = "";
+  std::atomic<bool> viewed_{false};
   Allocator* allocator_ = nullptr;  // null when owner_ (or the caller) holds the memory
   std::shared_ptr<void> owner_;
 };

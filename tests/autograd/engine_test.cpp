@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cairn/autograd/ops/elementwise.h"
+#include "cairn/autograd/ops/indexing.h"
 #include "cairn/autograd/ops/reduce.h"
 #include "cairn/tensor/factory.h"
 #include "cairn/tensor/raw.h"
@@ -121,6 +122,47 @@ TEST_CASE("autograd: in-place ops are recorded, but not on leaves and views") {
         "relu_: input must not be a leaf that requires a gradient; wrap the call in NoGrad");
   NoGrad no_grad;
   relu_(w);
+}
+
+TEST_CASE("autograd: in-place ops are refused where a view shares the memory") {
+  const std::string text =
+      ": input must not share memory with a view while a gradient is recorded; use the form "
+      "without "
+      "underscore";
+  Tensor x = full({2}, 2);
+  set_requires_grad(x);
+  Tensor a = mul(x, Scalar(1.0));
+  Tensor v = view(a, {2, 1});
+  CHECK(message([&] { mul_(v, Scalar(3.0)); }) == "mul_" + text);
+  CHECK(message([&] { mul_(a, Scalar(3.0)); }) == "mul_" + text);
+  Tensor whole = view(x, {2, 1});
+  CHECK(message([&] { mul_(whole, Scalar(3.0)); }) == "mul_" + text);
+  Tensor constant = full({2}, 1);
+  Tensor other = view(constant, {2, 1});
+  CHECK(message([&] { add_(constant, x); }) == "add_" + text);
+  NoGrad no_grad;
+  mul_(constant, Scalar(3.0));
+  CHECK(at(other, 1) == 3);
+}
+
+TEST_CASE("autograd: a rule that throws leaves no half-made gradient") {
+  Tensor x = full({1}, 1);
+  set_requires_grad(x);
+  Tensor y = record("bad", full({1}, 1), {x}, [](Grads& g) {
+    g.dst(0);
+    fail("bad: rule failed");
+  });
+  CHECK(message([&] { backward(y); }) == "bad: rule failed");
+  CHECK(!grad(x).defined());
+}
+
+TEST_CASE("autograd: a factor that is another handle on the same memory") {
+  Tensor x = full({1}, 2);
+  set_requires_grad(x);
+  Tensor a = mul(x, Scalar(3.0));
+  mul_(a, detach(a));  // 3 x * 6: the factor is a constant
+  backward(sum(a));
+  CHECK(at(grad(x), 0) == 18);
 }
 
 TEST_CASE("autograd: backward from a leaf adds to its gradient") {

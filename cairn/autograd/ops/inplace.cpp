@@ -23,6 +23,9 @@ void check_writable(const char* op, const Tensor& self, const Tensor& other = {}
   check_inplace(op, self);
   check(!recorded(self, other) || self.storage()->bytes() == self.nbytes(), op,
         ": input must not be a view while a gradient is recorded; use the form without underscore");
+  check(!recorded(self, other) || !self.storage()->viewed(), op,
+        ": input must not share memory with a view while a gradient is recorded; use the form "
+        "without underscore");
 }
 
 // `other` in self's dtype, safe to read while self is written. Recorded as a conversion.

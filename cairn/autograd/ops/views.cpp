@@ -10,8 +10,15 @@ namespace {
 
 using detail::recording;
 
+// `out` as it is; where it shares x's memory, that is noted for the in-place ops.
+Tensor noted(const Tensor& x, const Tensor& out) {
+  if (out.storage() == x.storage()) out.storage()->mark_viewed();
+  return out;
+}
+
 // Records a view that holds every element of x once: the gradient is the output's, reshaped.
 Tensor reshaped(const char* op, const Tensor& x, const Tensor& out) {
+  noted(x, out);
   if (!recording(x)) return out;
   return record(op, out, {x},
                 [shape = x.shape()](Grads& g) { g.give(0, raw::reshape(g.out(), shape)); });
@@ -20,6 +27,7 @@ Tensor reshaped(const char* op, const Tensor& x, const Tensor& out) {
 // Records a view of part of x; part(t) makes the same view of a tensor like x.
 template <class Part>
 Tensor partial(const char* op, const Tensor& x, const Tensor& out, Part part) {
+  noted(x, out);
   if (!recording(x)) return out;
   return record(op, out, {x}, [part](Grads& g) {
     const Dst d = g.dst_cleared(0);
@@ -62,7 +70,7 @@ Tensor unsqueeze(const Tensor& x, int64_t dim) {
 
 Tensor permute(const Tensor& x, const Shape& dims) {
   detail::check_defined("permute", x);
-  const Tensor out = raw::permute(x, dims);
+  const Tensor out = noted(x, raw::permute(x, dims));
   if (!recording(x)) return out;
   Shape inverse(dims.size(), 0);
   for (size_t i = 0; i < dims.size(); ++i)
@@ -73,7 +81,7 @@ Tensor permute(const Tensor& x, const Shape& dims) {
 
 Tensor transpose(const Tensor& x, int64_t dim0, int64_t dim1) {
   detail::check_defined("transpose", x);
-  const Tensor out = raw::transpose(x, dim0, dim1);
+  const Tensor out = noted(x, raw::transpose(x, dim0, dim1));
   if (!recording(x)) return out;
   return record("transpose", out, {x},
                 [dim0, dim1](Grads& g) { g.give(0, raw::transpose(g.out(), dim0, dim1)); });
@@ -106,7 +114,7 @@ Tensor select(const Tensor& x, int64_t dim, int64_t index) {
 
 Tensor expand(const Tensor& x, const Shape& shape) {
   detail::check_defined("expand", x);
-  const Tensor out = raw::expand(x, shape);
+  const Tensor out = noted(x, raw::expand(x, shape));
   if (!recording(x)) return out;
   return record("expand", out, {x}, [](Grads& g) { g.give(0, g.out()); });
 }
