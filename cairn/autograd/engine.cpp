@@ -95,8 +95,11 @@ void settle_leaves(const Node& node) {
   for (const Edge& edge : node.edges) {
     if (!edge.meta || edge.meta->node) continue;
     AutogradMeta& leaf = *edge.meta;
-    if (--leaf.pending == 0 && leaf.has_grad)
-      for (const auto& hook : leaf.ready_hooks) hook(leaf.grad);
+    if (--leaf.pending != 0 || !leaf.has_grad) continue;
+    for (const auto& hook : leaf.ready_hooks) {
+      leaf.zeros.clear();
+      hook(leaf.grad);
+    }
   }
 }
 
@@ -126,6 +129,7 @@ Dst Grads::dst(size_t i) {
     // A rule may name the same leaf twice (mul(w, w)); the second write must add.
     const bool add = meta.has_grad;
     meta.has_grad = true;
+    meta.zeros.clear();
     return {meta.grad, add};
   }
   Node& producer = *meta.node;
@@ -140,6 +144,23 @@ Dst Grads::dst(size_t i) {
     producer.grad_owned = true;
   }
   return {producer.grad, true};
+}
+
+Dst Grads::dst_with_zeros(size_t i) {
+  const Edge& edge = node_.edges[i];
+  if (!edge.meta || edge.meta->node) return dst(i);
+  AutogradMeta& leaf = *edge.meta;
+  // A handle outside could be written through between here and the optimizer.
+  const bool trusted = !leaf.grad.defined() || leaf.grad.unique();
+  const bool known = leaf.grad.defined() && leaf.zeros_version == leaf.grad.version();
+  kernels::ZeroRanges zeros;
+  if (trusted && known) zeros = std::move(leaf.zeros);
+  Dst d = dst(i);
+  if (!trusted) return d;
+  leaf.zeros = std::move(zeros);
+  leaf.zeros_version = leaf.grad.version();
+  d.zeros = &leaf.zeros;
+  return d;
 }
 
 Dst Grads::dst_cleared(size_t i) {
@@ -200,6 +221,7 @@ void backward(const Tensor& root, const Tensor& grad) {
       set_grad(root, seed);
     else
       kernels::accumulate_to(meta->grad.device(), Dst{meta->grad, true}, seed);
+    meta->zeros.clear();
     for (const auto& hook : meta->ready_hooks) hook(meta->grad);
     return;
   }
@@ -241,8 +263,22 @@ void backward(const Tensor& root, const Tensor& grad) {
 }
 
 Tensor grad(const Tensor& leaf) {
+  AutogradMeta* meta = autograd_meta(leaf);
+  if (!meta || !meta->has_grad) return {};
+  meta->zeros.clear();
+  return meta->grad;
+}
+
+const kernels::ZeroRanges& grad_zeros(const Tensor& leaf) {
+  static const kernels::ZeroRanges none;
   const AutogradMeta* meta = autograd_meta(leaf);
-  return meta && meta->has_grad ? meta->grad : Tensor{};
+  const bool known = meta && meta->has_grad && meta->zeros_version == meta->grad.version();
+  return known ? meta->zeros : none;
+}
+
+void keep_grad_zeros(const Tensor& leaf) {
+  if (AutogradMeta* meta = autograd_meta(leaf); meta && meta->grad.defined())
+    meta->zeros_version = meta->grad.version();
 }
 
 void zero_grad(const Tensor& leaf) {
@@ -261,6 +297,7 @@ void set_grad_memory(const Tensor& leaf, const Tensor& memory) {
         memory.dtype(), " ", memory.shape());
   if (meta->has_grad) raw::copy_(memory, meta->grad);
   meta->grad = memory;
+  meta->zeros.clear();
 }
 
 void set_grad(const Tensor& leaf, const Tensor& value) {
@@ -272,6 +309,7 @@ void set_grad(const Tensor& leaf, const Tensor& value) {
     meta->grad = make_grad(leaf.shape(), leaf.strides(), leaf.dtype(), leaf.device());
   raw::copy_(meta->grad, value);
   meta->has_grad = true;
+  meta->zeros.clear();
 }
 
 void on_grad_ready(const Tensor& leaf, std::function<void(const Tensor& grad)> hook) {

@@ -21,6 +21,12 @@ void backward(const Tensor& root, const Tensor& grad = {});
 // The gradient of a leaf, of its shape and dtype; undefined when there is none. It is the memory
 // that the optimizer reads, not a copy.
 Tensor grad(const Tensor& leaf);
+// Stretches of the gradient's memory that only hold zeros because the last backward never reaches
+// them (taps of a convolution over padding); empty where nothing is known. Valid until the gradient
+// is written or asked for.
+const kernels::ZeroRanges& grad_zeros(const Tensor& leaf);
+// For an op that wrote into the gradient and kept its zeros.
+void keep_grad_zeros(const Tensor& leaf);
 // Forgets the gradient; its memory is kept and overwritten by the next backward.
 void zero_grad(const Tensor& leaf);
 void zero_grad(std::span<const Tensor> leaves);

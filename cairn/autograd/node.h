@@ -26,6 +26,10 @@ struct AutogradMeta final : GradMeta {
   // zero_grad is a flag and the next backward overwrites.
   Tensor grad;
   bool has_grad = false;
+  // Leaf only. Zeros in grad's memory, as long as its version is zeros_version: whoever may write
+  // there unseen (a holder of grad()'s handle, a hook) ends that trust.
+  kernels::ZeroRanges zeros;
+  uint32_t zeros_version = 0;
   // Leaf only: fires once per backward, after the last contribution.
   std::vector<std::function<void(const Tensor& grad)>> ready_hooks;
   // Leaf only: contributions still to come in the running backward.
@@ -61,6 +65,8 @@ class Grads {
   // Where to write input i's gradient: {tensor of the input's shape, add}; empty if not needed.
   // May be asked once per rule and input.
   Dst dst(size_t i);
+  // As dst, with `zeros` for a leaf: for a rule whose gradient is 0 in whole stretches of memory.
+  Dst dst_with_zeros(size_t i);
   // As dst, but already cleared, for rules that touch only part of it: always add.
   Dst dst_cleared(size_t i);
   // Hands a finished gradient over: stolen if it is the first, else added. `grad` must not be

@@ -17,7 +17,8 @@ struct ConvParams {
 extern Slot<void(Out y, In x, In w, In bias, const ConvParams& params)> conv2d_fwd;
 // dx like x.
 extern Slot<void(const Dst& dx, In dy, In w, const ConvParams& params)> conv2d_bwd_data;
-// dw in w's layout, db [O] contiguous; each may be empty.
+// dw in w's layout, db [O] contiguous; each may be empty. Taps that only ever meet padding are left
+// as dw.zeros, where that is given.
 extern Slot<void(const Dst& dw, const Dst& db, In x, In dy, const ConvParams& params)>
     conv2d_bwd_weight;
 

@@ -3,6 +3,7 @@
 // the kernel, so whoever uses the slot links the kernel; other kinds fill theirs at start-up.
 #pragma once
 
+#include "cairn/kernels/zero_ranges.h"
 #include "cairn/tensor/tensor.h"
 
 namespace cairn::kernels {
@@ -16,6 +17,8 @@ using Out = const Tensor&;
 struct Dst {
   Tensor tensor;
   bool add = false;
+  // Where given: what the kernel finds as zeros in the memory and need not write, and leaves there.
+  ZeroRanges* zeros = nullptr;
   explicit operator bool() const { return tensor.defined(); }
 };
 

@@ -46,7 +46,13 @@ class AdamOf final : public OptimizerWith<AdamOptionsOf<kDecoupled>> {
                                            const std::map<std::string, double>& options) override;
   size_t state_count(size_t group) override { return this->options_[group].amsgrad ? 3 : 2; }
   // 0 / (0 + eps) is 0 only for a positive eps.
-  bool keeps_zero(size_t group) override { return this->options_[group].eps > 0; }
+  bool keeps_zero(size_t group) override {
+    return static_cast<float>(this->options_[group].eps) > 0;
+  }
+  bool idles(size_t group) override {
+    const Options& o = this->options_[group];
+    return keeps_zero(group) && o.weight_decay == 0 && !o.maximize;
+  }
   void launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs,
               int64_t t) override;
 };

@@ -19,42 +19,55 @@ struct Gradients {
   struct Part {
     DType dtype;
     std::vector<kernels::GradRun> runs;
+    std::vector<kernels::GradRun> live;  // without the stretches known to be zeros
   };
   std::vector<Part> parts;
   // Gradients that are not dense, and the copies that the kernels work on.
   std::vector<std::pair<Tensor, Tensor>> copies;
   std::vector<Tensor> tensors;
+  std::vector<Tensor> parameters;  // the tensors' owners
   Device device;
 
-  Gradients(const char* op, std::span<const Tensor> parameters);
-  void add(const Tensor& grad);
+  Gradients(const char* op, std::span<const Tensor> all);
+  void add(const Tensor& grad, const kernels::ZeroRanges& zeros);
   // After the kernels changed the gradients.
   void finish(const char* op) const {
     for (const auto& [grad, copy] : copies) raw::copy_(grad, copy);
+    std::vector<char> known;
+    for (const Tensor& p : parameters) known.push_back(!grad_zeros(p).empty());
     for (const Tensor& grad : tensors) grad.bump_version(op);
+    for (size_t i = 0; i < known.size(); ++i)
+      if (known[i]) keep_grad_zeros(parameters[i]);
   }
 };
 
-Gradients::Gradients(const char* op, std::span<const Tensor> parameters) {
-  for (const Tensor& p : parameters) {
-    const Tensor g = grad(p);
-    if (!g.defined() || g.numel() == 0) continue;
+Gradients::Gradients(const char* op, std::span<const Tensor> all) {
+  for (const Tensor& p : all) {
+    const AutogradMeta* meta = autograd_meta(p);
+    if (meta == nullptr || !meta->has_grad || meta->grad.numel() == 0) continue;
+    const Tensor g = meta->grad;
     if (tensors.empty()) device = g.device();
     check(g.device() == device, op, ": gradients must lie on one device, got ", device, " and ",
           g.device());
     tensors.push_back(g);
-    add(g);
+    parameters.push_back(p);
+    add(g, grad_zeros(p));
   }
 }
 
-void Gradients::add(const Tensor& grad) {
+void Gradients::add(const Tensor& grad, const kernels::ZeroRanges& zeros) {
   Tensor dense = grad;
   if (!grad.is_dense()) {
     dense = raw::clone(grad);
     copies.emplace_back(grad, dense);
   }
   const int64_t size = item_size(dense.dtype());
-  if (parts.empty() || parts.back().dtype != dense.dtype()) parts.push_back({dense.dtype(), {}});
+  if (parts.empty() || parts.back().dtype != dense.dtype())
+    parts.push_back({dense.dtype(), {}, {}});
+  kernels::for_each_rest(zeros, dense.numel(), [&](int64_t begin, int64_t end) {
+    std::byte* const first = static_cast<std::byte*>(dense.raw_data()) + begin * size;
+    parts.back().live.push_back({first, end - begin});
+  });
   std::vector<kernels::GradRun>& runs = parts.back().runs;
   // Neighbours in an arena: the same block, at most an alignment gap (of zeros) apart.
   if (!runs.empty() && tensors.size() > 1 &&
@@ -105,7 +118,7 @@ Tensor clip_grad_norm_(std::span<const Tensor> parameters, double max_norm, doub
     check(std::isfinite(value), op, ": total norm must be finite, got ", value);
   }
   for (const auto& part : gradients.parts)
-    kernels::clip_by_norm(gradients.device, part.dtype, part.runs, total, max_norm);
+    kernels::clip_by_norm(gradients.device, part.dtype, part.live, total, max_norm);
   gradients.finish(op);
   return total;
 }
@@ -120,7 +133,7 @@ void clip_grad_value_(std::span<const Tensor> parameters, double clip_value) {
   check(clip_value >= 0, op, ": clip_value must not be negative, got ", clip_value);
   const Gradients gradients(op, parameters);
   for (const auto& part : gradients.parts)
-    kernels::clip_by_value(gradients.device, part.dtype, part.runs, clip_value);
+    kernels::clip_by_value(gradients.device, part.dtype, part.live, clip_value);
   gradients.finish(op);
 }
 

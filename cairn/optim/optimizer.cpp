@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 #include <set>
 
@@ -22,6 +23,19 @@ DType state_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType
 // Whether `after` starts `gap` elements past the end of `before`, in the same block.
 bool follows(const Tensor& before, const Tensor& after, int64_t numel, int64_t gap) {
   return before.storage() == after.storage() && after.offset() == before.offset() + numel + gap;
+}
+
+// Element i of the memory, counted from the tensor's first.
+void* at(const Tensor& t, int64_t i) {
+  return static_cast<std::byte*>(t.raw_data()) + i * item_size(t.dtype());
+}
+
+// Whether elements [begin, end) of the memory are all +0.
+bool holds_zeros(const Tensor& t, kernels::ZeroRange range) {
+  const auto* first = static_cast<const std::byte*>(at(t, range.begin));
+  const auto* last = static_cast<const std::byte*>(at(t, range.end));
+  // Equal to itself one byte on, and 0 at the start.
+  return *first == std::byte{0} && std::memcmp(first, first + 1, last - first - 1) == 0;
 }
 
 std::string key(const char* kind, size_t index, const std::string& name) {
@@ -47,6 +61,7 @@ void check_fraction(const char* name, const char* what, double value) {
 struct Optimizer::Batch {
   const Slot* last = nullptr;
   Tensor last_grad;
+  bool open = false;           // the last run reaches the last parameter's end
   std::vector<Tensor> copies;  // gradients brought to their parameter's layout
 };
 
@@ -59,7 +74,7 @@ void Optimizer::add_params(std::vector<Tensor> params) {
     const AutogradMeta* meta = autograd_meta(p);
     check(meta == nullptr || !meta->node, name_, ": parameters must be leaves, got the output of ",
           meta != nullptr && meta->node ? meta->node->name : "");
-    group.slots.push_back({.param = std::move(p), .steps = 0, .states = {}});
+    group.slots.push_back({.param = std::move(p), .steps = 0, .states = {}, .idle = {}});
   }
   groups_.push_back(std::move(group));
 }
@@ -143,6 +158,7 @@ void Optimizer::step_group(size_t g, Batch& batch) {
   // Without states a step leaves nothing behind that a later one would have to know.
   const int64_t counted = count > 0 ? 1 : 0;
   const bool gaps = keeps_zero(g);
+  const bool may_idle = idles(g);
   batch.last = nullptr;
   runs_.clear();
   const auto flush = [&] {
@@ -153,42 +169,66 @@ void Optimizer::step_group(size_t g, Batch& batch) {
   for (size_t index : group.order) {
     Slot& slot = group.slots[index];
     const Tensor& p = slot.param;
-    Tensor grad = cairn::grad(p);
-    if (!grad.defined() || p.numel() == 0) continue;
-    if (!(grad.strides() == p.strides()) || grad.device() != p.device()) {
+    const AutogradMeta* meta = autograd_meta(p);
+    if (meta == nullptr || !meta->has_grad || p.numel() == 0) continue;
+    Tensor grad = meta->grad;
+    const bool direct = grad.strides() == p.strides() && grad.device() == p.device();
+    if (!direct) {
       const Tensor copy = empty_strided(p.shape(), p.strides(), {p.dtype(), p.device()});
       raw::copy_(copy, grad);
       batch.copies.push_back(copy);
       grad = copy;
     }
     ensure_states(group, slot, count);
+    find_idle(slot, count, may_idle && direct);
     const Slot* last = batch.last;
     const bool same = last != nullptr && last->steps == slot.steps + counted &&
                       last->param.dtype() == p.dtype() && last->param.device() == p.device();
     if (!same) flush();
     // Joins the run before where parameter, gradient and states all go on at the same distance.
-    bool joined = same && !runs_.empty();
+    bool joined = same && batch.open && !runs_.empty();
+    int64_t gap = 0;
     if (joined) {
       const int64_t numel = last->param.numel();
-      const int64_t gap = p.offset() - last->param.offset() - numel;
+      gap = p.offset() - last->param.offset() - numel;
       joined = gap >= 0 && gap < unit_of(p.dtype()) && (gap == 0 || gaps) &&
                (gap == 0 || p.offset() % unit_of(p.dtype()) == 0) &&
                follows(last->param, p, numel, gap) && follows(batch.last_grad, grad, numel, gap);
       for (size_t k = 0; joined && k < count; ++k)
         joined = follows(last->states[k], slot.states[k], numel, gap);
-      if (joined) runs_.back().numel += gap + p.numel();
     }
-    if (!joined) {
-      kernels::OptimRun run{.param = p.raw_data(), .grad = grad.raw_data(), .numel = p.numel()};
-      for (size_t k = 0; k < count; ++k) run.state[k] = slot.states[k].raw_data();
-      runs_.push_back(run);
-    }
+    batch.open = false;
+    kernels::for_each_rest(slot.idle, p.numel(), [&](int64_t begin, int64_t end) {
+      if (joined && begin == 0) {
+        runs_.back().numel += gap + end;
+      } else {
+        kernels::OptimRun run{.param = at(p, begin), .grad = at(grad, begin), .numel = end - begin};
+        for (size_t k = 0; k < count; ++k) run.state[k] = at(slot.states[k], begin);
+        runs_.push_back(run);
+      }
+      batch.open = end == p.numel();
+    });
     slot.steps += counted;
     p.bump_version(name_);
     batch.last = &slot;
     batch.last_grad = std::move(grad);
   }
   flush();
+}
+
+// Sets slot.idle to the zeros of the gradient where the states are zeros as well. They are looked
+// at once; while the step leaves a stretch out, nothing else writes to it.
+void Optimizer::find_idle(Slot& slot, size_t states, bool idles) {
+  static const kernels::ZeroRanges none;
+  const bool readable = slot.param.device() == kCPU;
+  const kernels::ZeroRanges& zeros = idles && readable ? grad_zeros(slot.param) : none;
+  if (zeros == slot.idle) return;
+  slot.idle.clear();
+  for (const kernels::ZeroRange& range : zeros) {
+    bool still = true;
+    for (size_t k = 0; still && k < states; ++k) still = holds_zeros(slot.states[k], range);
+    if (still) slot.idle.push_back(range);
+  }
 }
 
 // Makes the slot's first `count` states exist in the parameter's layout and on its device.
@@ -239,6 +279,7 @@ State Optimizer::state_dict() {
     out.numbers[key("param_groups", g, "params")] = static_cast<double>(groups_[g].slots.size());
     const auto names = state_names(g, options);
     for (Slot& slot : groups_[g].slots) {
+      slot.idle.clear();  // whoever holds the states may write to them
       if (slot.steps > 0) {
         out.numbers[key("state", index, "step")] = static_cast<double>(slot.steps);
         ensure_states(groups_[g], slot, names.size());
@@ -310,6 +351,7 @@ void Optimizer::load_state_dict(const State& state) {
     if (initial != numbers.end()) group.initial_lr = initial->second;
     const auto names = state_names(g, numbers);
     for (Slot& slot : group.slots) {
+      slot.idle.clear();
       const size_t i = index++;
       const auto step = state.numbers.find(key("state", i, "step"));
       slot.steps = step == state.numbers.end() ? 0 : static_cast<int64_t>(step->second);

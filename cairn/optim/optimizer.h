@@ -86,6 +86,8 @@ class Optimizer {
   virtual size_t state_count(size_t group) = 0;
   // Whether elements whose parameter, gradient and states are all 0 stay 0.
   virtual bool keeps_zero(size_t group) = 0;
+  // Whether any parameter keeps its bits, and its states stay 0, where gradient and states are 0.
+  virtual bool idles(size_t group) = 0;
   // The update; t counts the runs' steps, this one included.
   virtual void launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs,
                       int64_t t) = 0;
@@ -95,6 +97,7 @@ class Optimizer {
     Tensor param;
     int64_t steps = 0;
     Tensor states[kernels::kMaxOptimStates];
+    kernels::ZeroRanges idle;  // zeros of gradient and states, which the last step left out
   };
   struct Group {
     std::vector<Slot> slots;
@@ -105,6 +108,7 @@ class Optimizer {
 
   void step_group(size_t group, Batch& batch);
   void ensure_states(Group& group, Slot& slot, size_t count);
+  void find_idle(Slot& slot, size_t states, bool idles);
   void allocate_state(Group& group, const Slot& like, size_t k);
   void check_state(const State& state);
 

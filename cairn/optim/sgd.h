@@ -38,6 +38,10 @@ class SGD final : public OptimizerWith<SgdOptions> {
                                            const std::map<std::string, double>& options) override;
   size_t state_count(size_t group) override { return options_[group].momentum != 0 ? 1 : 0; }
   bool keeps_zero(size_t) override { return true; }
+  bool idles(size_t group) override {
+    // maximize would add +0, which turns a parameter of -0 into 0.
+    return options_[group].weight_decay == 0 && !options_[group].maximize;
+  }
   void launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs,
               int64_t t) override;
 };

@@ -73,6 +73,8 @@ class Tensor {
   // Whether both handles are the same tensor (not: equal values).
   bool same_as(const Tensor& other) const { return impl_ == other.impl_; }
   const void* id() const { return impl_.get(); }
+  // Whether this is the only handle.
+  bool unique() const { return impl_.use_count() == 1; }
 
   uint32_t version() const { return impl_->storage->version(); }
   // To be called by every op that writes in place; `op` must be a string literal.

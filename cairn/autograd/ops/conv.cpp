@@ -87,6 +87,7 @@ void check_conv2d(const Tensor& x, const Tensor& w, const Tensor& bias, const Co
 
 // Hands `value` over into dst, which some other layout or dtype keeps the kernel from writing.
 void hand_over(const Dst& dst, const Tensor& value) {
+  if (dst.zeros) dst.zeros->clear();
   kernels::accumulate_to(dst.tensor.device(), dst, value);
 }
 
@@ -103,7 +104,7 @@ void data_gradient(Grads& g, const Shape& x_shape, const Tensor& dy, const Tenso
 
 void weight_gradient(Grads& g, const Shape& w_shape, const Tensor& x, const Tensor& dy,
                      const ConvParams& params) {
-  const Dst dw = g.dst(1), db = g.dst(2);
+  const Dst dw = g.dst_with_zeros(1), db = g.dst(2);
   Dst dw_direct = dw, db_direct = db;
   const bool direct_w = !dw || (is_hwio(dw.tensor) && dw.tensor.dtype() == dy.dtype());
   const bool direct_b = !db || (db.tensor.is_contiguous() && db.tensor.dtype() == dy.dtype());

@@ -53,7 +53,7 @@ void cpu_conv2d_bwd_weight(const Dst& dw, const Dst& db, In x, In dy, const Conv
   dispatch_conv(dy.dtype(), [&]<class T>() {
     if (dw) {
       const ConvGeometry g = geometry_of(x.shape(), dw.tensor.shape(), dy.shape(), params);
-      conv2d_bwd_weight<T>(g, dw.tensor.data<T>(), dw.add, x.data<T>(), dy.data<T>());
+      conv2d_bwd_weight<T>(g, dw.tensor.data<T>(), dw.add, x.data<T>(), dy.data<T>(), dw.zeros);
     }
     if (db) {
       const Shape pointwise{dy.size(1), 1, 1, 1};  // the kernel's size does not matter to a bias

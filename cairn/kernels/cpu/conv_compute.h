@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cairn/kernels/zero_ranges.h"
+
 namespace cairn::kernels::cpu {
 
 // x[n][h][w][ci], y[n][oh][ow][co], weights[kh][kw][ci/groups][co]; output channel o belongs to
@@ -24,9 +26,11 @@ void conv2d_fwd(const ConvGeometry& geometry, T* y, const T* x, const T* weights
 template <class T>
 void conv2d_bwd_data(const ConvGeometry& geometry, T* dx, bool add, const T* dy, const T* weights);
 
-// dw (+)= gradient with respect to the weights. Taps that only ever meet padding get exact zeros.
+// dw (+)= gradient with respect to the weights. Taps that only ever meet padding get exact zeros;
+// with `zeros` they are written only where they are not zeros yet, and listed there afterwards.
 template <class T>
-void conv2d_bwd_weight(const ConvGeometry& geometry, T* dw, bool add, const T* x, const T* dy);
+void conv2d_bwd_weight(const ConvGeometry& geometry, T* dw, bool add, const T* x, const T* dy,
+                       ZeroRanges* zeros = nullptr);
 
 // db[co] (+)= sum of dy over images and pixels.
 template <class T>

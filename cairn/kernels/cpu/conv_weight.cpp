@@ -221,12 +221,25 @@ void zero_taps(const WeightProblem<T>& p, const std::vector<int64_t>& taps, T* d
   });
 }
 
+// Dead taps hold zeros already, get them, or, when adding, keep what they have.
+template <class T>
+void settle_dead_taps(const WeightProblem<T>& p, const std::vector<int64_t>& taps, T* dw, bool add,
+                      ZeroRanges* zeros) {
+  thread_local ZeroRanges dead;
+  dead.clear();
+  const int64_t size = p.k * p.g.co;
+  for (int64_t tap : taps) append_range(dead, {tap * size, (tap + 1) * size});
+  if (zeros != nullptr && *zeros == dead) return;
+  if (!add) zero_taps(p, taps, dw);
+  if (zeros != nullptr) *zeros = add ? intersection(*zeros, dead) : dead;
+}
+
 // One unit: one tap of one group, some of the input channels, one panel.
 template <class T>
-void run_taps(const WeightProblem<T>& p, T* dw, bool add, T* partial) {
+void run_taps(const WeightProblem<T>& p, T* dw, bool add, T* partial, ZeroRanges* zeros) {
   thread_local std::vector<int64_t> live_taps, dead_taps;
   sort_taps(p, &live_taps, &dead_taps);
-  if (!add) zero_taps(p, dead_taps, dw);
+  settle_dead_taps(p, dead_taps, dw, add, zeros);
   if (live_taps.empty()) return;
   const ConvGeometry& g = p.g;
   const int64_t* taps = live_taps.data();
@@ -294,7 +307,8 @@ void sum_parts(const T* partial, int64_t parts, int64_t stride, int64_t count, T
 }
 
 template <class T>
-void conv2d_bwd_weight(const ConvGeometry& geometry, T* dw, bool add, const T* x, const T* dy) {
+void conv2d_bwd_weight(const ConvGeometry& geometry, T* dw, bool add, const T* x, const T* dy,
+                       ZeroRanges* zeros) {
   ConvGeometry g = geometry;
   if (g.kh == 1 && g.kw == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 &&
       g.pad_w == 0 && g.oh == g.h && g.ow == g.w) {
@@ -305,9 +319,13 @@ void conv2d_bwd_weight(const ConvGeometry& geometry, T* dw, bool add, const T* x
   if (size <= 0) return;
   if (g.n <= 0 || g.h <= 0 || g.w <= 0 || g.oh <= 0 || g.ow <= 0) {
     if (!add) std::fill_n(dw, size, T(0));
+    if (!add && zeros != nullptr) *zeros = {{0, size}};
     return;
   }
-  if (is_depthwise(g)) return depthwise_bwd_weight(g, dw, add, x, dy);
+  if (is_depthwise(g)) {
+    if (zeros != nullptr) zeros->clear();
+    return depthwise_bwd_weight(g, dw, add, x, dy);
+  }
   WeightProblem<T> p{};
   p.g = g;
   p.k = g.ci / g.groups;
@@ -319,10 +337,12 @@ void conv2d_bwd_weight(const ConvGeometry& geometry, T* dw, bool add, const T* x
   p.xs = {g.h * g.w * g.ci, g.w * g.ci, g.ci};
   p.ys = {g.oh * g.ow * g.co, g.ow * g.co, g.co};
   T* partial = p.parts > 1 ? scratch<T>(ScratchSlot::kPartial, p.parts * size) : nullptr;
-  if (merges_taps(p))
+  if (merges_taps(p)) {
+    if (zeros != nullptr) zeros->clear();
     run_merged(p, dw, add, partial);
-  else
-    run_taps(p, dw, add, partial);
+  } else {
+    run_taps(p, dw, add, partial, zeros);
+  }
 }
 
 template <class T>
@@ -360,9 +380,9 @@ void conv2d_bwd_bias(const ConvGeometry& g, T* db, bool add, const T* dy) {
 template void sum_parts<float>(const float*, int64_t, int64_t, int64_t, float*, bool);
 template void sum_parts<double>(const double*, int64_t, int64_t, int64_t, double*, bool);
 template void conv2d_bwd_weight<float>(const ConvGeometry&, float*, bool, const float*,
-                                       const float*);
+                                       const float*, ZeroRanges*);
 template void conv2d_bwd_weight<double>(const ConvGeometry&, double*, bool, const double*,
-                                        const double*);
+                                        const double*, ZeroRanges*);
 template void conv2d_bwd_bias<float>(const ConvGeometry&, float*, bool, const float*);
 template void conv2d_bwd_bias<double>(const ConvGeometry&, double*, bool, const double*);
 
