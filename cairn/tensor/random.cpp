@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "cairn/tensor/parallel.h"
+#include "cairn/tensor/random_fill.h"
 #include "cairn/tensor/raw.h"
 
 namespace cairn {
@@ -20,20 +21,33 @@ double uniform_double(uint32_t high, uint32_t low) {
   return static_cast<double>((uint64_t{high} << 21) ^ (low >> 11)) * 0x1p-53;
 }
 
-// out[i] = value(four words of block i); one block an element keeps f64 and f32 draws alike.
-template <class Value>
-void draw(const Tensor& t, const char* op, Generator& generator, Value&& value) {
+// Draws into t: f64 from value(four words of block i) for element i; narrower dtypes from
+// fill(out, begin, end, seed, offset), a stretch of f32 numbers made from a word each.
+template <class Value, class Fill>
+void draw(const Tensor& t, const char* op, Generator& generator, Value&& value, Fill&& fill) {
   check(is_floating(t.dtype()), op, ": dtype must be floating, got ", t.dtype());
   const int64_t n = t.numel();
-  const uint64_t offset = generator.reserve(4 * n);
+  const bool wide = t.dtype() == DType::f64;
+  const uint64_t offset = generator.reserve(wide ? checked_mul(4, n, op) : n);
   const uint64_t seed = generator.seed();
   const Tensor host = t.is_contiguous() && t.device() == kCPU ? t : empty(t.shape(), {t.dtype()});
-  dispatch_floating(t.dtype(), op, [&]<class T>() {
-    T* out = host.data<T>();
-    parallel_for(0, n, kGrain, [&](int64_t lo, int64_t hi) {
+  // Whole blocks of words, so that chunks may be cut anywhere between them.
+  parallel_for(0, (n + 3) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
+    const int64_t lo = 4 * first, hi = std::min(4 * last, n);
+    if (wide) {
       for (int64_t i = lo; i < hi; ++i)
-        out[i] = static_cast<T>(value(philox(seed, offset + static_cast<uint64_t>(i))));
-    });
+        host.data<double>()[i] = value(philox(seed, offset + static_cast<uint64_t>(i)));
+    } else if (t.dtype() == DType::f32) {
+      fill(host.data<float>() + lo, lo, hi, seed, offset);
+    } else {
+      constexpr int64_t kBlock = 1024;
+      float block[kBlock];
+      for (int64_t i = lo; i < hi; i += kBlock) {
+        const int64_t end = std::min(i + kBlock, hi);
+        fill(block, i, end, seed, offset);
+        for (int64_t j = i; j < end; ++j) host.data<bfloat16>()[j] = bfloat16(block[j - i]);
+      }
+    }
   });
   if (!host.same_as(t)) raw::copy_(t, host);
   t.bump_version(op);
@@ -64,18 +78,33 @@ void uniform_(const Tensor& t, double low, double high, Generator& generator) {
         "uniform_: low and high must be finite with low <= high, got ", low, " and ", high);
   // Rounding to the dtype must not reach `high`.
   const double top = std::max(low, below(high, t.dtype()));
-  draw(t, "uniform_", generator, [&](const std::array<uint32_t, 4>& w) {
-    return std::min(top, low + (high - low) * uniform_double(w[0], w[1]));
-  });
+  draw(
+      t, "uniform_", generator,
+      [&](const std::array<uint32_t, 4>& w) {
+        return std::min(top, low + (high - low) * uniform_double(w[0], w[1]));
+      },
+      [&](float* out, int64_t begin, int64_t end, uint64_t seed, uint64_t offset) {
+        detail::fill_uniform(out, begin, end, seed, offset);
+        if (low == 0 && high == 1 && t.dtype() == DType::f32) return;
+        for (int64_t i = 0; i < end - begin; ++i)
+          out[i] =
+              static_cast<float>(std::min(top, low + (high - low) * static_cast<double>(out[i])));
+      });
 }
 
 void normal_(const Tensor& t, double mean, double std, Generator& generator) {
   check(std >= 0, "normal_: std must not be negative, got ", std);
-  draw(t, "normal_", generator, [&](const std::array<uint32_t, 4>& w) {
-    // 1 - u lies in (0, 1], so the logarithm is finite.
-    const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform_double(w[0], w[1])));
-    return mean + std * radius * std::cos(2.0 * std::numbers::pi * uniform_double(w[2], w[3]));
-  });
+  draw(
+      t, "normal_", generator,
+      [&](const std::array<uint32_t, 4>& w) {
+        // 1 - u lies in (0, 1], so the logarithm is finite.
+        const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform_double(w[0], w[1])));
+        return mean + std * radius * std::cos(2.0 * std::numbers::pi * uniform_double(w[2], w[3]));
+      },
+      [&](float* out, int64_t begin, int64_t end, uint64_t seed, uint64_t offset) {
+        detail::fill_normal(out, begin, end, seed, offset, static_cast<float>(mean),
+                            static_cast<float>(std));
+      });
 }
 
 Tensor rand(const Shape& shape, TensorOptions options, Generator& generator) {

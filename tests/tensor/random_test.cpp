@@ -73,6 +73,39 @@ TEST_CASE("tensor: the same seed gives the same numbers on any thread count and 
   CHECK(elements(plain) == elements(last));
 }
 
+TEST_CASE("tensor: narrow draws take one word an element") {
+  constexpr uint64_t kSeed = 0x0123456789abcdef, kOffset = 0xfffffff0;  // a carry within the draw
+  for (const int64_t n : {1, 2, 3, 5, 33, 1000, 40001}) {
+    Generator g;
+    g.set_state(kSeed, kOffset);
+    const Tensor uniform = rand({n}, {}, g);
+    CHECK(g.offset() == kOffset + static_cast<uint64_t>(n + 3) / 4);
+    g.set_state(kSeed, kOffset);
+    const Tensor z = randn({n}, {}, g);
+    g.set_state(kSeed, kOffset);
+    const Tensor half = randn({n}, {.dtype = DType::bf16}, g);
+    int wrong = 0;
+    double worst = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto word = [&](int64_t k) {
+        return philox_word(kSeed, kOffset, static_cast<uint64_t>(k));
+      };
+      wrong += uniform.data<float>()[i] != uniform_float(word(i));
+      // Box and Muller in double on the words of the element's pair; the radius word as f32 has it.
+      const float u = static_cast<float>(word(i & ~int64_t{1}) >> 1) * 0x1p-31f;
+      const double radius = std::sqrt(-2 * std::log(std::max<double>(u, 0x1p-32)));
+      const double angle = 2 * M_PI * static_cast<double>(word(i | 1)) * 0x1p-32;
+      const double wanted = radius * (i % 2 == 0 ? std::cos(angle) : std::sin(angle));
+      const float got = z.data<float>()[i];
+      if (radius > 0) worst = std::max(worst, std::abs(got - wanted) / radius);
+      wrong += half.data<bfloat16>()[i].bits != bfloat16(got).bits;
+    }
+    CHECK(wrong == 0);
+    CHECK(worst <
+          8 * 0x1p-24);  // the logarithm's 4 ulp halve in the root; two for sine and product
+  }
+}
+
 TEST_CASE("tensor: a generator goes on where its state says") {
   Generator a(9);
   rand({13}, {}, a);
