@@ -9,8 +9,9 @@ namespace cairn::kernels {
 // strides; c's last or second to last stride is 1. Leading dimensions of c with stride 0 are summed
 // over, in order. All f64 or all f32.
 extern Slot<void(const Dst& c, In a, In b)> matmul;
-// Fills the rows of y [R, N] contiguous with bias [N] contiguous.
-extern Slot<void(Out y, In bias)> fill_rows;
+// y [R, N] contiguous = x w^T + bias. x [R, K] and w [N, K] of any strides; bias [N] contiguous or
+// undefined.
+extern Slot<void(Out y, In x, In w, In bias)> linear_fwd;
 // db [N] contiguous (+)= column sums of dy [R, N] contiguous.
 extern Slot<void(const Dst& db, In dy)> sum_rows;
 

@@ -130,9 +130,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   for (size_t i = 0; i + 1 < result.size(); ++i) rows *= result[i];
   const Tensor matrix = raw::reshape(x, {rows, in});
   const Tensor y = empty({rows, out}, {compute_dtype(x.dtype()), x.device()});
-  if (bias.defined()) kernels::fill_rows(x.device(), y, to_compute(raw::contiguous(bias)));
-  kernels::matmul(x.device(), Dst{y, bias.defined()}, to_compute(matrix),
-                  transposed(to_compute(weight)));
+  kernels::linear_fwd(x.device(), y, to_compute(matrix), to_compute(weight),
+                      bias.defined() ? to_compute(raw::contiguous(bias)) : bias);
   return record("linear", raw::view(raw::to(y, x.dtype()), result), {x, weight, bias},
                 [x = requires_grad(weight) ? Saved(matrix) : Saved(),
                  w = requires_grad(x) ? Saved(weight) : Saved(), rows, in, out](Grads& g) {

@@ -24,6 +24,7 @@ constexpr int64_t kPanelBytes = 160 * 1024;
 constexpr int64_t kPackBytes = 8 * 1024 * 1024;
 // Rows of C in one unit of work: high enough to reuse a panel from cache.
 constexpr int64_t kUnitRows = 16 * kMaxTileRows;
+constexpr int64_t kMinUnitRows = 6 * kMaxTileRows;
 // Panels of one unit, so that packing its rows of A pays; fewer when units would become few.
 constexpr int64_t kUnitPanels = 8;
 constexpr int64_t kMinUnits = 32;
@@ -40,6 +41,7 @@ struct Product {
   int64_t b_rs, b_cs;
   T* c;
   int64_t ldc;
+  const T* bias;
 };
 
 // Packs rows [k0, k0 + kc) of one panel of B as [kc][width].
@@ -62,7 +64,7 @@ void pack_panel(const TileKernels<T>& kernels, const Product<T>& p, int64_t k0, 
 template <class T>
 bool needs_packing(const Product<T>& p, int64_t wide) {
   if (p.b_cs != 1) return true;
-  return p.n > 2 * wide && p.m > 8 * kMaxTileRows;
+  return p.n > 2 * wide && p.m > 32 * kMaxTileRows;
 }
 
 template <class T>
@@ -80,14 +82,37 @@ struct ARows {
   int64_t a_rs, a_ks;
 };
 
+// Whether rows of A are slow to read as they lie when several panels visit them: no direction
+// contiguous, or contiguous down the column with far rows.
+template <class T>
+bool is_awkward(const Product<T>& p) {
+  return p.a_ks != 1 && (p.a_rs != 1 || p.a_ks * static_cast<int64_t>(sizeof(T)) > kFarBytes);
+}
+
+// How C is cut into units: `rows` stretches of rows times `sets` of panels.
+struct UnitGrid {
+  int64_t rows, sets;
+};
+template <class T>
+UnitGrid cut_units(const Product<T>& p, int64_t panels) {
+  int64_t rows = (p.m + kUnitRows - 1) / kUnitRows;
+  int64_t per_unit = std::clamp<int64_t>(panels * rows / kMinUnits, 1, kUnitPanels);
+  // Rows that have to be packed are packed once for all panels; lower units make up the number.
+  if (is_awkward(p) && p.m > kMaxTileRows) {
+    per_unit = std::min(panels, kUnitPanels);
+    rows = std::clamp<int64_t>(kMinUnits * per_unit / panels, rows,
+                               (p.m + kMinUnitRows - 1) / kMinUnitRows);
+  }
+  return {rows, (panels + per_unit - 1) / per_unit};
+}
+
 // Copies the unit's rows of A to [row][kc] scratch when their own strides would be slow: no
 // direction contiguous, or contiguous down the column with far rows that several panels revisit.
 template <class T>
 ARows<T> rows_of_a(const TileKernels<T>& kernels, const Product<T>& p, const Slice<T>& s,
                    int64_t row0, int64_t rows, int64_t panels) {
   const T* a = p.a + row0 * p.a_rs + s.k0 * p.a_ks;
-  const bool far = p.a_ks * static_cast<int64_t>(sizeof(T)) > kFarBytes;
-  if (p.a_ks == 1 || (p.a_rs == 1 && (!far || panels < 2))) return {a, p.a_rs, p.a_ks};
+  if (!is_awkward(p) || (p.a_rs == 1 && panels < 2)) return {a, p.a_rs, p.a_ks};
   // A whole number of pages between rows would send a tile's rows to the same cache sets.
   const int64_t ld = s.kc + 64 / static_cast<int64_t>(sizeof(T));
   T* pack = scratch<T>(ScratchSlot::kPackA, rows * ld);
@@ -120,6 +145,7 @@ void run_unit(const TileKernels<T>& kernels, const Product<T>& p, const ColumnPa
     term.b = s.packed ? s.pack + (panel.begin - first) * s.kc : p.b + s.k0 * p.b_rs + panel.begin;
     tile.ldb = s.packed ? panel.width : p.b_rs;
     tile.c = p.c + row0 * p.ldc + panel.begin;
+    tile.bias = p.bias != nullptr ? p.bias + panel.begin : nullptr;
     run_row_tiles(kernels, panel, a.a_rs == 1, rows, tile);
   }
 }
@@ -139,9 +165,8 @@ void run_slice(const TileKernels<T>& kernels, const Product<T>& p, const ColumnP
     });
     s.pack = pack;
   }
-  const int64_t row_units = (p.m + kUnitRows - 1) / kUnitRows;
-  const int64_t per_unit = std::clamp<int64_t>(s.panels * row_units / kMinUnits, 1, kUnitPanels);
-  const int64_t sets = (s.panels + per_unit - 1) / per_unit;
+  const UnitGrid grid = cut_units(p, s.panels);
+  const int64_t row_units = grid.rows, sets = grid.sets;
   const double flops = 2.0 * static_cast<double>(p.m) * static_cast<double>(columns * s.kc);
   for_each_unit(sets * row_units, flops, [&](int64_t unit) {
     const int64_t set = unit / row_units, block = unit % row_units;
@@ -152,9 +177,11 @@ void run_slice(const TileKernels<T>& kernels, const Product<T>& p, const ColumnP
   });
 }
 
+// A product of nothing.
 template <class T>
-void zero_rows(const Product<T>& p) {
-  for (int64_t i = 0; i < p.m; ++i) std::fill_n(p.c + i * p.ldc, p.n, T(0));
+void start_rows(const Product<T>& p) {
+  for (int64_t i = 0; i < p.m; ++i)
+    for (int64_t j = 0; j < p.n; ++j) p.c[i * p.ldc + j] = p.bias != nullptr ? p.bias[j] : T(0);
 }
 
 }  // namespace
@@ -177,11 +204,11 @@ void* scratch_bytes(ScratchSlot slot, size_t bytes) {
 
 template <class T>
 void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_rs, int64_t a_ks, const T* b,
-          int64_t b_rs, int64_t b_cs, T* c, int64_t ldc, bool accumulate) {
+          int64_t b_rs, int64_t b_cs, T* c, int64_t ldc, bool accumulate, const T* bias) {
   if (m <= 0 || n <= 0) return;
-  const Product<T> p{m, n, k, a, a_rs, a_ks, b, b_rs, b_cs, c, ldc};
+  const Product<T> p{m, n, k, a, a_rs, a_ks, b, b_rs, b_cs, c, ldc, bias};
   if (k <= 0) {
-    if (!accumulate) zero_rows(p);
+    if (!accumulate) start_rows(p);
     return;
   }
   const TileKernels<T>& kernels = tile_kernels<T>();
@@ -204,8 +231,8 @@ void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_rs, int64_t a_k
 }
 
 template void gemm<float>(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const float*,
-                          int64_t, int64_t, float*, int64_t, bool);
+                          int64_t, int64_t, float*, int64_t, bool, const float*);
 template void gemm<double>(int64_t, int64_t, int64_t, const double*, int64_t, int64_t,
-                           const double*, int64_t, int64_t, double*, int64_t, bool);
+                           const double*, int64_t, int64_t, double*, int64_t, bool, const double*);
 
 }  // namespace cairn::kernels::cpu

@@ -16,11 +16,12 @@ namespace cairn::kernels::cpu {
 // C[m,n] (+)= A[m,k] * B[k,n] for T = float, double.
 // A(i,l) = a[i*a_rs + l*a_ks], B(l,j) = b[l*b_rs + j*b_cs], C(i,j) = c[i*ldc + j]; strides count
 // elements and may be anything (a transposed operand swaps its two strides). With `accumulate` the
-// product is added to C, else C is overwritten (k = 0 writes zeros). C must not overlap A or B.
-// Runs on the library's thread pool; scratch is kept per thread and only grows.
+// product is added to C, else C is overwritten by bias[j] + product (bias null: by the product; k =
+// 0 writes the bias or zeros). C must not overlap A or B. Runs on the library's thread pool;
+// scratch is kept per thread and only grows.
 template <class T>
 void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_rs, int64_t a_ks, const T* b,
-          int64_t b_rs, int64_t b_cs, T* c, int64_t ldc, bool accumulate);
+          int64_t b_rs, int64_t b_cs, T* c, int64_t ldc, bool accumulate, const T* bias = nullptr);
 
 // --- building blocks for this folder -----------------------------------------------------------
 

@@ -80,14 +80,11 @@ void cpu_matmul(const Dst& c, In a, In b) {
   dispatch_matmul(a.dtype(), [&]<class T>() { matmul_as<T>(c, a, b); });
 }
 
-void cpu_fill_rows(Out y, In bias) {
+void cpu_linear_fwd(Out y, In x, In w, In bias) {
   dispatch_matmul(y.dtype(), [&]<class T>() {
-    const int64_t width = y.size(1);
-    parallel_for(0, y.size(0), 1 + (1 << 14) / std::max<int64_t>(1, width),
-                 [&](int64_t lo, int64_t hi) {
-                   for (int64_t r = lo; r < hi; ++r)
-                     std::copy_n(bias.data<T>(), width, y.data<T>() + r * width);
-                 });
+    gemm<T>(y.size(0), y.size(1), x.size(1), x.data<T>(), x.stride(0), x.stride(1), w.data<T>(),
+            w.stride(1), w.stride(0), y.data<T>(), y.size(1), false,
+            bias.defined() ? bias.data<T>() : nullptr);
   });
 }
 
@@ -106,7 +103,7 @@ void cpu_sum_rows(const Dst& db, In dy) {
 }  // namespace cpu
 
 Slot<void(const Dst&, In, In)> matmul{"matmul", cpu::cpu_matmul};
-Slot<void(Out, In)> fill_rows{"fill_rows", cpu::cpu_fill_rows};
+Slot<void(Out, In, In, In)> linear_fwd{"linear_fwd", cpu::cpu_linear_fwd};
 Slot<void(const Dst&, In)> sum_rows{"sum_rows", cpu::cpu_sum_rows};
 
 }  // namespace cairn::kernels

@@ -27,8 +27,8 @@ constexpr int64_t kBeside = 64;
 // The two entry points of a line kernel for [lo, hi) of outer * tiles units.
 using ForwardLines = void (*)(void* y, const void* x, const Lines& lines, int64_t lo, int64_t hi,
                               int mode);
-using BackwardLines = void (*)(void* dx, bool add, const void* g, const void* y, const Lines& lines,
-                               int64_t lo, int64_t hi, bool log);
+using BackwardLines = void (*)(void* dx, const void* g, const void* y, const Lines& lines,
+                               int64_t lo, int64_t hi);
 enum SoftmaxMode { kSoftmax, kLogSoftmax, kLogSumExp };
 
 }  // namespace cairn::kernels::cpu
@@ -167,60 +167,63 @@ HWY_ATTR void forward_lines(void* yv, const void* xv, const Lines& lines, int64_
   }
 }
 
-// dx (+)= y (g - sum(g y)), or g - exp(y) sum(g).
-template <class T>
-HWY_ATTR void backward_line(T* dx, bool add, const T* g, const T* y, int64_t n, bool log) {
+// dx (+)= y (g - sum(g y)), or g - exp(y) sum(g). What is asked for is known to the compiler: a
+// choice within the loops would keep them from being vectorised.
+template <class T, bool kLog>
+CAIRN_INLINE Compute<T> backward_term(T g, T y) {
+  using C = Compute<T>;
+  return kLog ? static_cast<C>(g) : static_cast<C>(g) * static_cast<C>(y);
+}
+
+template <class T, bool kLog, bool kAdd>
+CAIRN_INLINE void backward_element(T& dx, T g, T y, Compute<T> sum) {
+  using C = Compute<T>;
+  C v = 0;
+  if constexpr (kLog)
+    v = static_cast<C>(g) - fast::exp(static_cast<C>(y)) * sum;
+  else
+    v = static_cast<C>(y) * (static_cast<C>(g) - sum);
+  dx = static_cast<T>(kAdd ? static_cast<C>(dx) + v : v);
+}
+
+template <class T, bool kLog, bool kAdd>
+HWY_ATTR void backward_line(T* dx, const T* g, const T* y, int64_t n) {
   using C = Compute<T>;
   C lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
-    for (int k = 0; k < kLanes; ++k) {
-      const C v = static_cast<C>(g[i + k]);
-      lanes[k] += log ? v : v * static_cast<C>(y[i + k]);
-    }
+    for (int k = 0; k < kLanes; ++k) lanes[k] += backward_term<T, kLog>(g[i + k], y[i + k]);
   C sum = fold_sum(lanes);
-  for (; i < n; ++i) {
-    const C v = static_cast<C>(g[i]);
-    sum += log ? v : v * static_cast<C>(y[i]);
-  }
-  for (i = 0; i < n; ++i) {
-    const C gi = static_cast<C>(g[i]);
-    const C yi = static_cast<C>(y[i]);
-    const C v = log ? gi - fast::exp(yi) * sum : yi * (gi - sum);
-    dx[i] = static_cast<T>(add ? static_cast<C>(dx[i]) + v : v);
+  for (; i < n; ++i) sum += backward_term<T, kLog>(g[i], y[i]);
+  CAIRN_INDEPENDENT
+  for (i = 0; i < n; ++i) backward_element<T, kLog, kAdd>(dx[i], g[i], y[i], sum);
+}
+
+template <class T, bool kLog, bool kAdd>
+HWY_ATTR void backward_beside(T* dx, const T* g, const T* y, int64_t n, int64_t inner,
+                              int64_t cols) {
+  Compute<T> sum[kBeside] = {};
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t c = 0; c < cols; ++c)
+      sum[c] += backward_term<T, kLog>(g[i * inner + c], y[i * inner + c]);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t at = i * inner;
+    CAIRN_INDEPENDENT
+    for (int64_t c = 0; c < cols; ++c)
+      backward_element<T, kLog, kAdd>(dx[at + c], g[at + c], y[at + c], sum[c]);
   }
 }
 
-template <class T>
-HWY_ATTR void backward_beside(T* dx, bool add, const T* g, const T* y, int64_t n, int64_t inner,
-                              int64_t cols, bool log) {
-  using C = Compute<T>;
-  C sum[kBeside] = {};
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t c = 0; c < cols; ++c) {
-      const C v = static_cast<C>(g[i * inner + c]);
-      sum[c] += log ? v : v * static_cast<C>(y[i * inner + c]);
-    }
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t c = 0; c < cols; ++c) {
-      const int64_t at = i * inner + c;
-      const C gi = static_cast<C>(g[at]);
-      const C yi = static_cast<C>(y[at]);
-      const C v = log ? gi - fast::exp(yi) * sum[c] : yi * (gi - sum[c]);
-      dx[at] = static_cast<T>(add ? static_cast<C>(dx[at]) + v : v);
-    }
-}
-
-template <class T>
-HWY_ATTR void backward_lines(void* dxv, bool add, const void* gv, const void* yv,
-                             const Lines& lines, int64_t lo, int64_t hi, bool log) {
+template <class T, bool kLog, bool kAdd>
+HWY_ATTR void backward_lines(void* dxv, const void* gv, const void* yv, const Lines& lines,
+                             int64_t lo, int64_t hi) {
   T* dx = static_cast<T*>(dxv);
   const T* g = static_cast<const T*>(gv);
   const T* y = static_cast<const T*>(yv);
   if (lines.inner == 1) {
     for (int64_t o = lo; o < hi; ++o) {
       const int64_t at = o * lines.n;
-      backward_line(dx + at, add, g + at, y + at, lines.n, log);
+      backward_line<T, kLog, kAdd>(dx + at, g + at, y + at, lines.n);
     }
     return;
   }
@@ -228,8 +231,8 @@ HWY_ATTR void backward_lines(void* dxv, bool add, const void* gv, const void* yv
   for (int64_t unit = lo; unit < hi; ++unit) {
     const int64_t c = unit % tiles * kBeside;
     const int64_t at = unit / tiles * lines.n * lines.inner + c;
-    backward_beside(dx + at, add, g + at, y + at, lines.n, lines.inner,
-                    std::min(kBeside, lines.inner - c), log);
+    backward_beside<T, kLog, kAdd>(dx + at, g + at, y + at, lines.n, lines.inner,
+                                   std::min(kBeside, lines.inner - c));
   }
 }
 
@@ -237,9 +240,11 @@ ForwardLines pick_forward(DType dtype) {
   return dispatch_floating(dtype, "softmax",
                            []<class T>() -> ForwardLines { return forward_lines<T>; });
 }
-BackwardLines pick_backward(DType dtype) {
-  return dispatch_floating(dtype, "softmax",
-                           []<class T>() -> BackwardLines { return backward_lines<T>; });
+BackwardLines pick_backward(DType dtype, bool log, bool add) {
+  return dispatch_floating(dtype, "softmax", [&]<class T>() -> BackwardLines {
+    if (log) return add ? backward_lines<T, true, true> : backward_lines<T, true, false>;
+    return add ? backward_lines<T, false, true> : backward_lines<T, false, false>;
+  });
 }
 
 }  // namespace HWY_NAMESPACE
@@ -286,12 +291,12 @@ static void cpu_softmax_bwd(const Dst& dx, In g, In y, int64_t outer, int64_t n,
                             bool log) {
   using namespace cpu;
   if (!dx || y.numel() == 0) return;
-  const BackwardLines run = HWY_DYNAMIC_DISPATCH(pick_backward)(y.dtype());
+  const BackwardLines run = HWY_DYNAMIC_DISPATCH(pick_backward)(y.dtype(), log, dx.add);
   const Lines lines{outer, n, inner};
   void* to = dx.tensor.raw_data();
   const void* from = g.raw_data();
   const void* out = y.raw_data();
-  for_units(lines, [&](int64_t lo, int64_t hi) { run(to, dx.add, from, out, lines, lo, hi, log); });
+  for_units(lines, [&](int64_t lo, int64_t hi) { run(to, from, out, lines, lo, hi); });
 }
 
 Slot<void(Out, In, int64_t, int64_t, int64_t, bool)> softmax_fwd{"softmax_fwd", cpu_softmax_fwd};
