@@ -6,10 +6,13 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
@@ -21,26 +24,50 @@ namespace {
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-// Eight size classes per power of two: at most 12.5 % of a block is waste.
+constexpr int kMaxBits = 56;  // of a size; keeps its rounding from overflowing
+constexpr int kSteps = 8;     // size classes per power of two: at most 12.5 % of a block is waste
+
+constexpr int log2_of(int64_t size) { return std::bit_width(static_cast<uint64_t>(size)) - 1; }
+// Size classes from 2^bits on are a step of 2^log2_step apart, and of kAlignment at least.
+constexpr int log2_step(int bits) { return std::max(bits - log2_of(kSteps), log2_of(kAlignment)); }
+
 int64_t block_size(int64_t bytes) {
   bytes = std::max(bytes, kAlignment);
-  const int64_t top = int64_t{1} << (63 - std::countl_zero(static_cast<uint64_t>(bytes)));
-  const int64_t step = std::max(top / 8, kAlignment);
-  return (bytes + step - 1) / step * step;
+  const int64_t step = int64_t{1} << log2_step(log2_of(bytes));
+  return (bytes + step - 1) & -step;
 }
+constexpr size_t class_of(int64_t block_size) {
+  const int bits = log2_of(block_size);
+  return static_cast<size_t>(bits * kSteps +
+                             ((block_size - (int64_t{1} << bits)) >> log2_step(bits)));
+}
+constexpr size_t kClasses = class_of(int64_t{1} << kMaxBits) + 1;
+
+// A lock for sections of a few dozen instructions, which a mutex would double.
+class SpinLock {
+ public:
+  void lock() {
+    for (int spins = 0; locked_.test_and_set(std::memory_order_acquire); ++spins)
+      if (spins >= 100) std::this_thread::yield();  // the holder may have been descheduled
+  }
+  void unlock() { locked_.clear(std::memory_order_release); }
+
+ private:
+  std::atomic_flag locked_;
+};
 
 class CpuAllocator final : public Allocator {
  public:
   void* allocate(int64_t bytes) override {
-    // The bound keeps block_size and the system's own rounding from overflowing.
-    check(bytes >= 0 && bytes <= (int64_t{1} << 56),
-          "allocate: size must be at most 2^56 bytes, got ", bytes);
+    check(bytes >= 0 && bytes <= (int64_t{1} << kMaxBits), "allocate: size must be at most 2^",
+          kMaxBits, " bytes, got ", bytes);
     const int64_t size = block_size(bytes);
     std::lock_guard lock(mutex_);
     ++stats_.allocations;
-    if (checks_) return fenced(bytes);
+    if (checks_) [[unlikely]]
+      return fenced(bytes);
     void* block = nullptr;
-    auto& list = free_[size];
+    auto& list = free_[class_of(size)];
     if (!list.empty()) {
       block = list.back();
       list.pop_back();
@@ -57,8 +84,9 @@ class CpuAllocator final : public Allocator {
   void deallocate(void* block, int64_t bytes) override {
     const int64_t size = block_size(bytes);
     std::lock_guard lock(mutex_);
-    if (!fenced_.empty() && unfence(block)) return;
-    free_[size].push_back(block);
+    if (!fenced_.empty() && unfence(block)) [[unlikely]]
+      return;
+    free_[class_of(size)].push_back(block);
     stats_.allocated -= size;
     stats_.cached += size;
   }
@@ -75,11 +103,11 @@ class CpuAllocator final : public Allocator {
 
   void release_cached() override {
     std::lock_guard lock(mutex_);
-    for (auto& [size, list] : free_) {
+    for (auto& list : free_) {
       for (void* block : list) std::free(block);
-      stats_.cached -= size * static_cast<int64_t>(list.size());
       list.clear();
     }
+    stats_.cached = 0;
   }
 
   void set_checks(bool on) {
@@ -130,8 +158,8 @@ class CpuAllocator final : public Allocator {
   static constexpr int kFenceByte = 0xA5;
   static constexpr std::byte kFenceValue{kFenceByte};
 
-  mutable std::mutex mutex_;
-  std::unordered_map<int64_t, std::vector<void*>> free_;
+  mutable SpinLock mutex_;
+  std::array<std::vector<void*>, kClasses> free_;
   MemoryStats stats_;
   bool checks_ = false;
   int64_t violations_ = 0;
