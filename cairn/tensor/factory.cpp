@@ -7,27 +7,12 @@
 #include "cairn/tensor/raw.h"
 
 namespace cairn {
-namespace {
-
-int64_t storage_bytes(const Shape& shape, const Shape& strides, DType dtype) {
-  const char* op = "empty";
-  if (numel_of(shape, op) == 0) return 0;
-  int64_t last = 0;
-  for (size_t i = 0; i < shape.size(); ++i)
-    last = checked_add(last, checked_mul(shape[i] - 1, strides[i], op), op);
-  return checked_mul(checked_add(last, 1, op), item_size(dtype), op);
-}
-
-}  // namespace
 
 Tensor empty_strided(const Shape& shape, const Shape& strides, TensorOptions options) {
-  auto storage =
-      std::make_shared<Storage>(storage_bytes(shape, strides, options.dtype), options.device);
-  return Tensor(std::move(storage), options.dtype, shape, strides, 0);
+  return Tensor("empty", options.dtype, shape, strides, options.device);
 }
 
 Tensor empty(const Shape& shape, TensorOptions options) {
-  numel_of(shape, "empty");
   return empty_strided(shape, contiguous_strides(shape), options);
 }
 

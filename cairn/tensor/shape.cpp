@@ -41,13 +41,42 @@ int64_t numel_of(const Shape& shape, const char* op) {
   return empty ? 0 : count;
 }
 
+namespace {
+
+// As extent_of, with a check of each step.
+Extent checked_extent(const Shape& shape, const Shape& strides, const char* op) {
+  check(shape.size() == strides.size(), op, ": strides must have one entry per dimension of ",
+        shape, ", got ", strides);
+  const int64_t numel = numel_of(shape, op);
+  int64_t last = 0;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    check(strides[i] >= 0, op, ": strides must not be negative, got ", strides);
+    if (numel > 0) last = checked_add(last, checked_mul(shape[i] - 1, strides[i], op), op);
+  }
+  return {numel, numel > 0 ? checked_add(last, 1, op) : 0};
+}
+
+}  // namespace
+
+Extent extent_of(const Shape& shape, const Shape& strides, const char* op) {
+  int64_t numel = 1, span = 1;
+  bool usual = shape.size() == strides.size();
+  for (size_t i = 0; usual && i < shape.size(); ++i) {
+    int64_t reach = 0;
+    usual = shape[i] > 0 && strides[i] >= 0 && !__builtin_mul_overflow(numel, shape[i], &numel) &&
+            !__builtin_mul_overflow(shape[i] - 1, strides[i], &reach) &&
+            !__builtin_add_overflow(span, reach, &span);
+  }
+  return usual ? Extent{numel, span} : checked_extent(shape, strides, op);
+}
+
 Shape contiguous_strides(const Shape& shape) {
   Shape strides;
   strides.resize(shape.size());
-  int64_t step = 1;
+  uint64_t step = 1;
   for (size_t i = shape.size(); i-- > 0;) {
-    strides[i] = step;
-    step *= std::max<int64_t>(shape[i], 1);
+    strides[i] = static_cast<int64_t>(step);
+    step *= static_cast<uint64_t>(std::max<int64_t>(shape[i], 1));
   }
   return strides;
 }

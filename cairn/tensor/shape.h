@@ -54,7 +54,11 @@ class Shape {
   }
   operator std::span<const int64_t>() const { return {begin(), size_}; }
   bool operator==(const Shape& other) const {
-    return std::equal(begin(), end(), other.begin(), other.end());
+    // A loop: for a handful of values, often just written, a call of memcmp takes longer.
+    if (size_ != other.size_) return false;
+    for (size_t i = 0; i < size_; ++i)
+      if (values_[i] != other.values_[i]) return false;
+    return true;
   }
 
  private:
@@ -77,7 +81,16 @@ int64_t checked_add(int64_t a, int64_t b, const char* op);
 // Product of the sizes; 1 for the empty shape. Negative sizes and overflow throw, naming `op`.
 int64_t numel_of(const Shape& shape, const char* op = "shape");
 
-// Row-major strides in elements.
+// What a strided layout covers: its elements, and one more than its largest offset (0 when empty).
+struct Extent {
+  int64_t numel = 0;
+  int64_t span = 0;
+};
+// Negative sizes and strides, lists of different lengths and overflow throw, naming `op`.
+Extent extent_of(const Shape& shape, const Shape& strides, const char* op);
+
+// Row-major strides in elements. Never throws: sizes that are no shape give strides that are no
+// layout.
 Shape contiguous_strides(const Shape& shape);
 // NHWC byte order for a logical [N, C, H, W] shape.
 Shape channels_last_strides(const Shape& shape);

@@ -1,40 +1,38 @@
 // Tensor: construction, layout queries, item.
 #include "cairn/tensor/tensor.h"
 
+#include "cairn/tensor/pool.h"
 #include "cairn/tensor/raw.h"
 
 namespace cairn {
 
-Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, Shape shape, Shape strides,
-               int64_t offset)
-    : impl_(std::make_shared<Impl>()) {
-  check(shape.size() == strides.size(), "tensor: strides must have one entry per dimension of ",
-        shape, ", got ", strides);
-  impl_->numel = numel_of(shape, "tensor");
-  int64_t last = offset;
-  for (size_t i = 0; i < shape.size(); ++i) {
-    check(strides[i] >= 0, "tensor: strides must not be negative, got ", strides);
-    if (impl_->numel > 0)
-      last = checked_add(last, checked_mul(shape[i] - 1, strides[i], "tensor"), "tensor");
-  }
+Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape,
+               const Shape& strides, int64_t offset) {
+  const Extent extent = extent_of(shape, strides, "tensor");
   const int64_t limit = storage->bytes() / item_size(dtype);
-  check(offset >= 0 && (impl_->numel == 0 || last < limit),
-        "tensor: view must lie inside its storage of ", limit, " elements, got offset ", offset,
-        ", shape ", shape, ", strides ", strides);
-  impl_->storage = std::move(storage);
-  impl_->shape = shape;
-  impl_->strides = strides;
-  impl_->offset = offset;
-  impl_->dtype = dtype;
+  check(
+      offset >= 0 && (extent.numel == 0 || (extent.span <= limit && offset <= limit - extent.span)),
+      "tensor: view must lie inside its storage of ", limit, " elements, got offset ", offset,
+      ", shape ", shape, ", strides ", strides);
+  impl_ = make_pooled<Impl>(std::move(storage), shape, strides, offset, extent.numel, dtype);
+}
+
+Tensor::Tensor(const char* op, DType dtype, const Shape& shape, const Shape& strides,
+               Device device) {
+  const Extent extent = extent_of(shape, strides, op);
+  const int64_t bytes = checked_mul(extent.span, item_size(dtype), op);
+  impl_ = make_pooled<Impl>(make_pooled<Storage>(bytes, device), shape, strides, 0, extent.numel,
+                            dtype);
 }
 
 bool Tensor::is_contiguous() const {
+  const Impl& t = *impl_;
   int64_t expected = 1;
-  for (size_t i = shape().size(); i-- > 0;) {
-    if (shape()[i] == 1) continue;
-    if (shape()[i] == 0) return true;
-    if (strides()[i] != expected) return false;
-    expected *= shape()[i];
+  for (size_t i = t.shape.size(); i-- > 0;) {
+    if (t.shape[i] == 1) continue;
+    if (t.shape[i] == 0) return true;
+    if (t.strides[i] != expected) return false;
+    expected *= t.shape[i];
   }
   return true;
 }
@@ -72,8 +70,8 @@ bool Tensor::is_dense() const {
 
 Tensor Tensor::alias() const {
   Tensor out;
-  out.impl_ = std::make_shared<Impl>(*impl_);
-  out.impl_->grad_meta = nullptr;
+  const Impl& t = *impl_;
+  out.impl_ = make_pooled<Impl>(t.storage, t.shape, t.strides, t.offset, t.numel, t.dtype);
   return out;
 }
 

@@ -25,7 +25,10 @@ class Tensor {
   // An undefined tensor: defined() is false and nothing else may be asked of it.
   Tensor() = default;
   // A view of `storage`; offset in elements. Checks that every element lies inside the storage.
-  Tensor(std::shared_ptr<Storage> storage, DType dtype, Shape shape, Shape strides, int64_t offset);
+  Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape, const Shape& strides,
+         int64_t offset);
+  // On memory of its own, not initialised. `op` names the caller in errors.
+  Tensor(const char* op, DType dtype, const Shape& shape, const Shape& strides, Device device);
 
   bool defined() const { return impl_ != nullptr; }
 
@@ -91,12 +94,21 @@ class Tensor {
 
  private:
   struct Impl {
+    Impl(std::shared_ptr<Storage> storage, const Shape& shape, const Shape& strides, int64_t offset,
+         int64_t numel, DType dtype)
+        : storage(std::move(storage)),
+          shape(shape),
+          strides(strides),
+          offset(offset),
+          numel(numel),
+          dtype(dtype) {}
+
     std::shared_ptr<Storage> storage;
     Shape shape;
     Shape strides;
-    int64_t offset = 0;
-    int64_t numel = 0;
-    DType dtype = DType::f32;
+    int64_t offset;
+    int64_t numel;
+    DType dtype;
     std::shared_ptr<GradMeta> grad_meta;
   };
 
