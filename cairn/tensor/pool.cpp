@@ -3,15 +3,24 @@
 
 #include <new>
 
+// The address sanitizer is to see a use after the end.
+#if defined(__SANITIZE_ADDRESS__)
+#define CAIRN_POOL_KEEPS_NOTHING
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define CAIRN_POOL_KEEPS_NOTHING
+#endif
+#endif
+
 namespace cairn {
 namespace {
 
 constexpr size_t kUnit = 64;
 constexpr size_t kClasses = 16;  // up to 1 KiB; what is larger costs more to fill than to allocate
-#if defined(__SANITIZE_ADDRESS__)
-constexpr int kKept = 0;  // so that the sanitizer sees a use after the end
+#if defined(CAIRN_POOL_KEEPS_NOTHING)
+constexpr int kKept = 0;
 #else
-constexpr int kKept = 1024;  // blocks of one class; graphs of a step have hundreds of nodes
+constexpr int kKept = 1024;  // blocks of one class; the graph of a step has hundreds of nodes
 #endif
 
 struct FreeBlock {

@@ -98,6 +98,30 @@ TEST_CASE("tensor: threads may allocate side by side") {
   CHECK(memory_stats().allocated == before);
 }
 
+TEST_CASE("tensor: blocks may be freed on another thread and keep their sizes") {
+  Allocator* allocator = cpu_allocator();
+  const MemoryStats before = memory_stats();
+  std::vector<std::pair<void*, int64_t>> blocks;
+  int64_t bytes = 1;
+  for (int i = 0; i < 200; ++i, bytes += bytes / 8 + 7)
+    if (bytes < 1 << 24) blocks.emplace_back(allocator->allocate(bytes), bytes);
+  const int64_t held = memory_stats().allocated - before.allocated;
+  int64_t wanted = 0;
+  for (const auto& block : blocks) wanted += block.second;
+  CHECK(held >= wanted);
+  std::thread([&] {
+    for (const auto& [block, size] : blocks) allocator->deallocate(block, size);
+  }).join();
+  const MemoryStats after = memory_stats();
+  CHECK(after.allocated == before.allocated);
+  CHECK(after.peak >= before.allocated + held);
+  // The same sizes again come from the lists.
+  for (auto& [block, size] : blocks) block = allocator->allocate(size);
+  CHECK(memory_stats().system_allocations == after.system_allocations);
+  CHECK(memory_stats().allocated == before.allocated + held);
+  for (const auto& [block, size] : blocks) allocator->deallocate(block, size);
+}
+
 TEST_CASE("tensor: a storage keeps its owner alive and counts in-place writes") {
   auto owner = std::make_shared<int>(1);
   std::weak_ptr<int> watch = owner;
