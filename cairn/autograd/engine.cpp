@@ -12,7 +12,9 @@ namespace cairn {
 namespace {
 
 // Memory for the gradient of a tensor that looks like this: its own layout where that is dense.
-Tensor make_grad(const Shape& shape, const Shape& strides, DType dtype, Device device) {
+Tensor make_grad(const AutogradMeta& meta) {
+  const Shape& shape = meta.shape;
+  const Shape& strides = meta.strides;
   // Probe the layout without touching memory: a dense layout's largest offset is numel - 1.
   int64_t last = 0;
   int64_t count = 1;
@@ -23,31 +25,32 @@ Tensor make_grad(const Shape& shape, const Shape& strides, DType dtype, Device d
     overlaps |= shape[i] > 1 && strides[i] == 0;
   }
   const bool dense = count > 0 && !overlaps && last == count - 1;
-  return dense ? empty_strided(shape, strides, {dtype, device}) : empty(shape, {dtype, device});
+  const TensorOptions options{meta.dtype, meta.device};
+  return dense ? empty_strided(shape, strides, options) : empty(shape, options);
 }
 
 struct Older {
-  bool operator()(const std::shared_ptr<Node>& a, const std::shared_ptr<Node>& b) const {
-    return a->sequence < b->sequence;
-  }
+  bool operator()(const Node* a, const Node* b) const { return a->sequence < b->sequence; }
 };
 
-// The running backward of this thread: nodes that have a gradient and wait for their turn.
+// The running backward of this thread. The root and the edges of all nodes, which are dropped in
+// the end, keep nodes and leaves alive.
 struct Run {
-  std::vector<std::shared_ptr<Node>> heap;
-  std::vector<std::shared_ptr<AutogradMeta>> leaves;
+  std::vector<Node*> heap;  // nodes that have a gradient and wait for their turn
+  std::vector<Node*> done;
+  std::vector<AutogradMeta*> leaves;
   std::vector<bool> had_grad;  // of each leaf, before
   bool finished = false;
 
-  void push(const std::shared_ptr<Node>& node) {
+  void push(Node* node) {
     if (node->queued) return;
     node->queued = true;
     heap.push_back(node);
     std::push_heap(heap.begin(), heap.end(), Older{});
   }
-  std::shared_ptr<Node> pop() {
+  Node* pop() {
     std::pop_heap(heap.begin(), heap.end(), Older{});
-    auto node = std::move(heap.back());
+    Node* node = heap.back();
     heap.pop_back();
     node->queued = false;
     return node;
@@ -57,23 +60,23 @@ struct Run {
 thread_local Run* current_run = nullptr;
 
 // Counts the contributions to every leaf below `root`, and checks that no node was used before.
-void count_contributions(const std::shared_ptr<Node>& root, Run& run) {
-  std::vector<Node*> stack{root.get()};
-  std::vector<Node*> seen{root.get()};
+void count_contributions(Node* root, Run& run) {
+  std::vector<Node*> stack{root};
+  std::vector<Node*> seen{root};
   root->queued = true;  // marks "visited" during this walk
   while (!stack.empty()) {
     Node* node = stack.back();
     stack.pop_back();
     for (const Edge& edge : node->edges) {
       if (!edge.meta) continue;
-      if (Node* next = edge.meta->node.get()) {
+      if (Node* next = edge.meta->node) {
         if (next->queued) continue;
         next->queued = true;
         seen.push_back(next);
         stack.push_back(next);
       } else {
         if (edge.meta->pending++ > 0) continue;
-        run.leaves.push_back(edge.meta);
+        run.leaves.push_back(edge.meta.get());
         run.had_grad.push_back(edge.meta->has_grad);
       }
     }
@@ -105,27 +108,32 @@ void settle_leaves(const Node& node) {
 
 }  // namespace
 
-// Destroys long chains with a loop: the compiler's own destructor would recurse once per node.
-Node::~Node() {
-  std::vector<Edge> doomed = std::move(edges);
+void Node::drop_edges() {
+  std::vector<std::shared_ptr<AutogradMeta>> doomed;  // nodes that nobody else holds
+  const auto drop = [&](const Node& node) {
+    for (Edge& edge : node.edges) {
+      if (edge.meta && edge.meta->node && edge.meta.use_count() == 1)
+        doomed.push_back(std::move(edge.meta));
+      edge.meta = nullptr;
+    }
+  };
+  drop(*this);
   while (!doomed.empty()) {
-    std::shared_ptr<AutogradMeta> meta = std::move(doomed.back().meta);
+    const std::shared_ptr<AutogradMeta> last = std::move(doomed.back());
     doomed.pop_back();
-    if (!meta || meta.use_count() > 1 || !meta->node || meta->node.use_count() > 1) continue;
-    for (Edge& edge : meta->node->edges) doomed.push_back(std::move(edge));
-    meta->node->edges.clear();
+    drop(*last->node);
   }
 }
 
 bool Grads::needs(size_t i) const { return node_.edges[i].meta != nullptr; }
+const Shape& Grads::shape(size_t i) const { return node_.edges[i].meta->shape; }
 
 Dst Grads::dst(size_t i) {
   const Edge& edge = node_.edges[i];
   if (!edge.meta) return {};
   AutogradMeta& meta = *edge.meta;
   if (!meta.node) {
-    if (!meta.grad.defined())
-      meta.grad = make_grad(edge.shape, edge.strides, edge.dtype, edge.device);
+    if (!meta.grad.defined()) meta.grad = make_grad(meta);
     // A rule may name the same leaf twice (mul(w, w)); the second write must add.
     const bool add = meta.has_grad;
     meta.has_grad = true;
@@ -135,7 +143,7 @@ Dst Grads::dst(size_t i) {
   Node& producer = *meta.node;
   current_run->push(meta.node);
   if (!producer.grad.defined()) {
-    producer.grad = make_grad(producer.shape, producer.strides, producer.dtype, producer.device);
+    producer.grad = make_grad(producer);
     producer.grad_owned = true;
     return {producer.grad, false};
   }
@@ -176,7 +184,7 @@ void Grads::give(size_t i, const Tensor& grad) {
   const Edge& edge = node_.edges[i];
   if (!edge.meta) return;
   AutogradMeta& meta = *edge.meta;
-  const bool fits = grad.shape() == edge.shape && grad.dtype() == edge.dtype;
+  const bool fits = grad.shape() == meta.shape && grad.dtype() == meta.dtype;
   if (meta.node && fits && !meta.node->grad.defined()) {
     current_run->push(meta.node);
     meta.node->grad = grad;
@@ -195,7 +203,7 @@ const Tensor& set_requires_grad(const Tensor& t, bool value) {
         t.dtype());
   if (!meta) {
     if (!value) return t;
-    auto fresh = std::make_shared<AutogradMeta>();
+    auto fresh = std::make_shared<AutogradMeta>(t);
     meta = fresh.get();
     t.set_grad_meta(std::move(fresh));
   }
@@ -232,7 +240,7 @@ void backward(const Tensor& root, const Tensor& grad) {
   struct Cleanup {
     Run& run;
     ~Cleanup() {
-      for (const auto& node : run.heap) {
+      for (Node* node : run.heap) {
         node->queued = false;
         node->grad = {};
       }
@@ -240,6 +248,8 @@ void backward(const Tensor& root, const Tensor& grad) {
         run.leaves[i]->pending = 0;
         if (!run.finished && !run.had_grad[i]) run.leaves[i]->has_grad = false;
       }
+      // Oldest first: a node that dies with its last consumer holds nothing any more.
+      for (size_t i = run.done.size(); i-- > 0;) run.done[i]->drop_edges();
       current_run = nullptr;
     }
   } cleanup{run};
@@ -249,7 +259,7 @@ void backward(const Tensor& root, const Tensor& grad) {
   meta->node->grad_owned = false;
   run.push(meta->node);
   while (!run.heap.empty()) {
-    const std::shared_ptr<Node> node = run.pop();
+    Node* node = run.pop();
     const Tensor out = std::move(node->grad);
     node->grad = {};
     Grads grads(*node, out);
@@ -257,7 +267,7 @@ void backward(const Tensor& root, const Tensor& grad) {
     node->released = true;
     node->release();
     settle_leaves(*node);
-    node->edges.clear();
+    run.done.push_back(node);
   }
   run.finished = true;
 }
@@ -305,8 +315,7 @@ void set_grad(const Tensor& leaf, const Tensor& value) {
   check(meta && !meta->node, "set_grad: tensor must be a leaf that requires a gradient");
   check(value.shape() == leaf.shape(), "set_grad: value must be of shape ", leaf.shape(), ", got ",
         value.shape());
-  if (!meta->grad.defined())
-    meta->grad = make_grad(leaf.shape(), leaf.strides(), leaf.dtype(), leaf.device());
+  if (!meta->grad.defined()) meta->grad = make_grad(AutogradMeta(leaf));
   raw::copy_(meta->grad, value);
   meta->has_grad = true;
   meta->zeros.clear();

@@ -18,12 +18,22 @@ namespace cairn {
 class Node;
 using kernels::Dst;
 
-// Gradient metadata of a tensor: of a leaf (requires_grad set by the user) or of an op's output.
-struct AutogradMeta final : GradMeta {
+// Gradient metadata of a tensor: of a leaf (requires_grad set by the user), or the part of a node
+// that its inputs and consumers see.
+struct AutogradMeta : GradMeta {
+  explicit AutogradMeta(const Tensor& t)
+      : shape(t.shape()), strides(t.strides()), dtype(t.dtype()), device(t.device()) {}
+
   bool requires_grad = false;
-  std::shared_ptr<Node> node;  // null for a leaf
-  // Leaf only. The gradient's memory; `has_grad` says whether it holds a gradient, so that
-  // zero_grad is a flag and the next backward overwrites.
+  Node* node = nullptr;  // the node that this is part of; null for a leaf
+  // What the tensor looks like: a gradient takes the same layout where that is dense.
+  Shape shape;
+  Shape strides;
+  DType dtype;
+  Device device;
+  // Of a leaf: the gradient's memory; `has_grad` says whether it holds a gradient, so that
+  // zero_grad is a flag and the next backward overwrites. Of a node: the output's gradient while
+  // backward runs.
   Tensor grad;
   bool has_grad = false;
   // Leaf only. Zeros in grad's memory, as long as its version is zeros_version: whoever may write
@@ -47,11 +57,8 @@ inline bool requires_grad(const Tensor& t) {
 // One input of a node: where its gradient goes. Empty when it needs none.
 struct Edge {
   std::shared_ptr<AutogradMeta> meta;
-  Shape shape;
-  Shape strides;  // the forward tensor's; a gradient takes the same layout where that is dense
-  DType dtype = DType::f32;
-  Device device;
 };
+Edge edge_to(const Tensor& input);
 
 // What a backward rule sees: the gradient of the op's output, and where to write those of its
 // inputs.
@@ -62,6 +69,8 @@ class Grads {
   // The gradient of the output: its shape and dtype; contiguous or not.
   const Tensor& out() const { return out_; }
   bool needs(size_t i) const;
+  // The shape of input i, which must need a gradient.
+  const Shape& shape(size_t i) const;
   // Where to write input i's gradient: {tensor of the input's shape, add}; empty if not needed.
   // May be asked once per rule and input.
   Dst dst(size_t i);
@@ -78,29 +87,25 @@ class Grads {
   const Tensor& out_;
 };
 
-class Node {
+class Node : public AutogradMeta {
  public:
-  Node() = default;
+  // `out` is the op's output.
+  Node(const char* name, const Tensor& out);
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
-  virtual ~Node();
   // The rule: writes the gradient of every input that needs one, through `grads`.
   virtual void backward(Grads& grads) = 0;
   // Drops the rule and all it saved.
   virtual void release() = 0;
 
-  const char* name = "";
-  uint64_t sequence = 0;
-  std::vector<Edge> edges;
-  // The output's gradient while backward runs; `grad_owned` says whether it may be added to in
-  // place.
-  Tensor grad;
-  bool grad_owned = false;
-  // What the output looks like, for making its gradient.
-  Shape shape;
-  Shape strides;
-  DType dtype = DType::f32;
-  Device device;
+  // Lets go of the inputs; long chains are destroyed with a loop. To be called by the destructor
+  // of the class that holds the edges.
+  void drop_edges();
+
+  const char* name;
+  uint64_t sequence;
+  std::span<Edge> edges;
+  bool grad_owned = false;  // whether `grad` may be added to in place
   bool queued = false;
   bool released = false;
 };

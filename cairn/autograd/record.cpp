@@ -14,6 +14,13 @@ std::atomic<uint64_t> next_sequence{1};
 bool grad_enabled() { return grad_mode; }
 void set_grad_enabled(bool enabled) { grad_mode = enabled; }
 
+bool will_record(std::span<const Input> inputs) {
+  if (!grad_mode) return false;
+  for (const Input& input : inputs)
+    if (requires_grad(input.tensor)) return true;
+  return false;
+}
+
 bool will_record(std::span<const Tensor> inputs) {
   if (!grad_mode) return false;
   for (const Tensor& t : inputs)
@@ -21,40 +28,26 @@ bool will_record(std::span<const Tensor> inputs) {
   return false;
 }
 
-bool will_record(std::initializer_list<Tensor> inputs) {
-  return will_record(std::span<const Tensor>(inputs.begin(), inputs.size()));
+Edge edge_to(const Tensor& input) {
+  if (!requires_grad(input)) return {};
+  auto meta = std::static_pointer_cast<AutogradMeta>(input.grad_meta());
+  // A leaf may have been moved since (Tensor::set_data).
+  if (!meta->node && !(meta->strides == input.strides() && meta->device == input.device())) {
+    meta->strides = input.strides();
+    meta->device = input.device();
+  }
+  return {std::move(meta)};
 }
 
-namespace detail {
-
-Tensor attach(const char* name, const Tensor& out, std::span<const Tensor> inputs,
-              std::shared_ptr<Node> node) {
+Node::Node(const char* name, const Tensor& out)
+    : AutogradMeta(out),
+      name(name),
+      sequence(next_sequence.fetch_add(1, std::memory_order_relaxed)) {
   check(is_floating(out.dtype()), name, ": output must be floating to have a gradient, got ",
         out.dtype());
-  node->name = name;
-  node->sequence = next_sequence.fetch_add(1, std::memory_order_relaxed);
-  node->shape = out.shape();
-  node->strides = out.strides();
-  node->dtype = out.dtype();
-  node->device = out.device();
-  node->edges.resize(inputs.size());
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    const Tensor& in = inputs[i];
-    if (!requires_grad(in)) continue;
-    node->edges[i] = {std::static_pointer_cast<AutogradMeta>(in.grad_meta()), in.shape(),
-                      in.strides(), in.dtype(), in.device()};
-  }
-  auto meta = std::make_shared<AutogradMeta>();
-  meta->requires_grad = true;
-  meta->node = std::move(node);
-  // An op that returned one of its inputs (a no-op conversion, say) must not lose that input's own
-  // metadata.
-  Tensor result = out.grad_meta() ? out.alias() : out;
-  result.set_grad_meta(std::move(meta));
-  return result;
+  requires_grad = true;
+  node = this;
 }
-
-}  // namespace detail
 
 void check_inplace(const char* op, const Tensor& self) {
   if (!grad_mode || !requires_grad(self)) return;

@@ -3,11 +3,13 @@
 // off.
 #pragma once
 
+#include <array>
 #include <initializer_list>
 #include <optional>
 #include <utility>
 
 #include "cairn/autograd/node.h"
+#include "cairn/tensor/pool.h"
 
 namespace cairn {
 
@@ -27,9 +29,18 @@ class NoGrad {
   bool before_;
 };
 
+// A tensor in a braced list of an op's inputs; a list of tensors would copy the handles.
+struct Input {
+  Input(const Tensor& t) : tensor(t) {}
+  const Tensor& tensor;
+};
+
 // Whether an op with these inputs would be recorded now. Undefined tensors count as constants.
-bool will_record(std::initializer_list<Tensor> inputs);
+bool will_record(std::span<const Input> inputs);
 bool will_record(std::span<const Tensor> inputs);
+inline bool will_record(std::initializer_list<Input> inputs) {
+  return will_record(std::span<const Input>(inputs.begin(), inputs.size()));
+}
 
 // A tensor kept for backward. Reading it checks that no public op wrote to it since.
 class Saved {
@@ -56,36 +67,51 @@ class Saved {
 
 namespace detail {
 
-template <class Rule>
+template <class Rule, class Edges>
 class RuleNode final : public Node {
  public:
-  explicit RuleNode(Rule rule) : rule_(std::move(rule)) {}
+  RuleNode(const char* name, const Tensor& out, Edges edges, Rule rule)
+      : Node(name, out), edges_(std::move(edges)), rule_(std::move(rule)) {
+    Node::edges = edges_;
+  }
+  ~RuleNode() override { drop_edges(); }
   void backward(Grads& grads) override { (*rule_)(grads); }
   void release() override { rule_.reset(); }
 
  private:
+  Edges edges_;
   std::optional<Rule> rule_;
 };
 
-Tensor attach(const char* name, const Tensor& out, std::span<const Tensor> inputs,
-              std::shared_ptr<Node> node);
+template <class Edges, class Rule>
+Tensor attach(const char* name, Tensor out, Edges edges, Rule&& rule) {
+  // An op that returned one of its inputs (a no-op conversion, say) must not lose that input's own
+  // metadata.
+  if (out.grad_meta()) out = out.alias();
+  out.set_grad_meta(make_pooled<RuleNode<std::decay_t<Rule>, Edges>>(name, out, std::move(edges),
+                                                                     std::forward<Rule>(rule)));
+  return out;
+}
 
 }  // namespace detail
 
 // Joins `out` to the graph: `rule(Grads&)` turns its gradient into the inputs'. `name` must be a
 // string literal. The rule is stored by value; it should capture Saved, never Tensor, for inputs
 // and outputs. Inputs are numbered as listed; undefined ones (absent bias) are allowed.
-template <class Rule>
-Tensor record(const char* name, const Tensor& out, std::span<const Tensor> inputs, Rule&& rule) {
+template <size_t N, class Rule>
+Tensor record(const char* name, Tensor out, const Input (&inputs)[N], Rule&& rule) {
   if (!will_record(inputs)) return out;
-  using Stored = detail::RuleNode<std::decay_t<Rule>>;
-  return detail::attach(name, out, inputs, std::make_shared<Stored>(std::forward<Rule>(rule)));
+  std::array<Edge, N> edges;
+  for (size_t i = 0; i < N; ++i) edges[i] = edge_to(inputs[i].tensor);
+  return detail::attach(name, std::move(out), std::move(edges), std::forward<Rule>(rule));
 }
 template <class Rule>
-Tensor record(const char* name, const Tensor& out, std::initializer_list<Tensor> inputs,
-              Rule&& rule) {
-  return record(name, out, std::span<const Tensor>(inputs.begin(), inputs.size()),
-                std::forward<Rule>(rule));
+Tensor record(const char* name, Tensor out, std::span<const Tensor> inputs, Rule&& rule) {
+  if (!will_record(inputs)) return out;
+  std::vector<Edge> edges;
+  edges.reserve(inputs.size());
+  for (const Tensor& input : inputs) edges.push_back(edge_to(input));
+  return detail::attach(name, std::move(out), std::move(edges), std::forward<Rule>(rule));
 }
 
 // Records an op that has written into `self` in place: `self` now stands for the op's output; its

@@ -7,6 +7,7 @@
 #include "cairn/autograd/ops/elementwise.h"
 #include "cairn/autograd/ops/indexing.h"
 #include "cairn/autograd/ops/reduce.h"
+#include "cairn/tensor/allocator.h"
 #include "cairn/tensor/factory.h"
 #include "cairn/tensor/raw.h"
 #include "tests/catch.h"
@@ -194,6 +195,32 @@ TEST_CASE("autograd: a chain of 200,000 ops neither backward nor destruction ove
     if (run) backward(y);
   }
   CHECK(at(grad(x), 0) == 1);
+}
+
+TEST_CASE("autograd: a wide graph that is dropped, in part or as a whole, leaves no tensor") {
+  const int64_t before = memory_stats().allocated;
+  {
+    Tensor x = full({64}, 1);
+    set_requires_grad(x);
+    Tensor shared = mul(x, x);
+    std::vector<Tensor> ends;
+    for (int i = 0; i < 100; ++i) ends.push_back(mul(add(shared, shared), shared));
+    Tensor kept = ends[7];
+    backward(sum(add(ends[3], ends[4])));
+    ends.clear();
+    CHECK(message([&] { backward(sum(kept)); }) ==
+          "backward: graph must be used once, got a second backward through mul");
+  }
+  CHECK(memory_stats().allocated == before);
+}
+
+TEST_CASE("autograd: a gradient takes the layout that its leaf has when it is recorded") {
+  Tensor x = full({2, 3}, 1);
+  set_requires_grad(x);
+  x.set_data(raw::transpose(full({3, 2}, 2), 0, 1));
+  backward(sum(mul(x, x)));
+  CHECK(grad(x).strides() == Shape{1, 2});
+  CHECK(at(grad(x), 5) == 4);
 }
 
 TEST_CASE("autograd: backward's errors") {

@@ -22,7 +22,7 @@ Tensor unary(const UnaryOp& op, const Tensor& x, kernels::Attributes attributes)
   Saved saved;
   if (op.saves == functors::Saves::input) saved = Saved(x);
   if (op.saves == functors::Saves::output) saved = Saved(y);
-  return record(op.name, y, {x},
+  return record(op.name, std::move(y), {x},
                 [saved = std::move(saved), name = op.name, &bwd = op.bwd, attributes](Grads& g) {
                   const Tensor& other = saved.defined() ? saved.get(name) : g.out();
                   bwd(g.out().device(), g.dst(0), g.out(), other, attributes);
@@ -65,29 +65,37 @@ void check_divisor(const BinaryOp& op, const Argument& b, DType dtype) {
   check(!zero, op.name, ": divisor must not be 0 for integers");
 }
 
-Tensor record_binary(const BinaryOp& op, const Tensor& y, const Argument& a, const Argument& b) {
+Tensor empty_binary(const char* op, DType dtype, const Argument& a, const Argument& b) {
+  if (!a.tensor || !b.tensor) return empty_like(a.tensor ? *a.tensor : *b.tensor, dtype);
+  check_same_device(op, *a.tensor, *b.tensor);
+  const Shape& sa = a.tensor->shape();
+  const Shape& sb = b.tensor->shape();
+  if (sa == sb) return empty_result(sa, dtype, *a.tensor, b.tensor);
+  return empty_result(broadcast_shapes(sa, sb, op), dtype, *a.tensor, b.tensor);
+}
+
+Tensor record_binary(const BinaryOp& op, Tensor y, const Argument& a, const Argument& b) {
   const Tensor none;
   const Tensor& ta = a.tensor ? *a.tensor : none;
   const Tensor& tb = b.tensor ? *b.tensor : none;
   if (!recording(ta) && !recording(tb)) return y;
   if (op.passes_on)
-    return record(op.name, y, {ta, tb}, [](Grads& g) {
+    return record(op.name, std::move(y), {ta, tb}, [](Grads& g) {
       g.give(0, g.out());
       g.give(1, g.out());
     });
   const int reads = (recording(ta) ? op.da_reads : 0) | (recording(tb) ? op.db_reads : 0);
   return record(
-      op.name, y, {ta, tb},
+      op.name, std::move(y), {ta, tb},
       [sa = SavedOperand(a, reads & functors::kReadsA),
-       sb = SavedOperand(b, reads & functors::kReadsB), shape_a = a.tensor ? ta.shape() : Shape{},
-       shape_b = b.tensor ? tb.shape() : Shape{}, name = op.name, &bwd = *op.bwd](Grads& g) {
+       sb = SavedOperand(b, reads & functors::kReadsB), name = op.name, &bwd = *op.bwd](Grads& g) {
         const kernels::Operand oa = sa.get(name);
         const kernels::Operand ob = sb.get(name);
         const Tensor& out = g.out();
         for (int i = 0; i < 2; ++i) {
           const auto u = static_cast<size_t>(i);
           if (!g.needs(u)) continue;
-          if ((i == 0 ? shape_a : shape_b) == out.shape()) {
+          if (g.shape(u) == out.shape()) {
             bwd(out.device(), g.dst(u), i, out, oa, ob);
             continue;
           }
@@ -101,32 +109,19 @@ Tensor record_binary(const BinaryOp& op, const Tensor& y, const Argument& a, con
 
 }  // namespace
 
-Tensor binary(const BinaryOp& op, Argument a, Argument b) {
+Tensor binary(const BinaryOp& op, const Argument& a, const Argument& b) {
   if (a.tensor) check_defined(op.name, *a.tensor);
   if (b.tensor) check_defined(op.name, *b.tensor);
   DType dtype = result_type(a, b);
   if (op.floating) dtype = to_floating(dtype);
-  Tensor converted_a;
-  Tensor converted_b;
-  if (a.tensor && a.tensor->dtype() != dtype) a.tensor = &(converted_a = to(*a.tensor, dtype));
-  if (b.tensor && b.tensor->dtype() != dtype) b.tensor = &(converted_b = to(*b.tensor, dtype));
+  // What is converted to the result's dtype does not change that dtype.
+  if (a.tensor && a.tensor->dtype() != dtype) return binary(op, to(*a.tensor, dtype), b);
+  if (b.tensor && b.tensor->dtype() != dtype) return binary(op, a, to(*b.tensor, dtype));
   check_fits(op.name, a.tensor ? b.scalar : a.scalar, dtype);
   check_divisor(op, b, dtype);
-
-  Tensor y;
-  if (a.tensor && b.tensor) {
-    check_same_device(op.name, *a.tensor, *b.tensor);
-    const Shape& sa = a.tensor->shape();
-    const Shape& sb = b.tensor->shape();
-    if (sa == sb)
-      y = empty_result(sa, dtype, *a.tensor, b.tensor);
-    else
-      y = empty_result(broadcast_shapes(sa, sb, op.name), dtype, *a.tensor, b.tensor);
-  } else {
-    y = empty_like(a.tensor ? *a.tensor : *b.tensor, dtype);
-  }
+  Tensor y = empty_binary(op.name, dtype, a, b);
   op.fwd(y.device(), y, operand(a), operand(b));
-  return op.bwd ? record_binary(op, y, a, b) : y;
+  return op.bwd ? record_binary(op, std::move(y), a, b) : y;
 }
 
 }  // namespace detail

@@ -55,6 +55,6 @@ struct BinaryOp {
   bool passes_on = false;  // the gradients are the output's own (add)
 };
 // Promotes, broadcasts, computes and records.
-Tensor binary(const BinaryOp& op, Argument a, Argument b);
+Tensor binary(const BinaryOp& op, const Argument& a, const Argument& b);
 
 }  // namespace cairn::detail
