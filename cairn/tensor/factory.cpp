@@ -8,11 +8,11 @@
 
 namespace cairn {
 
-Tensor empty_strided(const Shape& shape, const Shape& strides, TensorOptions options) {
+Tensor empty_strided(const Shape& shape, const Shape& strides, const TensorOptions& options) {
   return Tensor("empty", options.dtype, shape, strides, options.device);
 }
 
-Tensor empty(const Shape& shape, TensorOptions options) {
+Tensor empty(const Shape& shape, const TensorOptions& options) {
   return empty_strided(shape, contiguous_strides(shape), options);
 }
 
@@ -24,19 +24,19 @@ Tensor empty_like(const Tensor& like, DType dtype) {
 
 Tensor empty_like(const Tensor& like) { return empty_like(like, like.dtype()); }
 
-Tensor empty_channels_last(const Shape& shape, TensorOptions options) {
+Tensor empty_channels_last(const Shape& shape, const TensorOptions& options) {
   numel_of(shape, "empty");
   return empty_strided(shape, channels_last_strides(shape), options);
 }
 
-Tensor full(const Shape& shape, double value, TensorOptions options) {
+Tensor full(const Shape& shape, double value, const TensorOptions& options) {
   Tensor out = empty(shape, options);
   raw::fill_(out, value);
   return out;
 }
 
-Tensor zeros(const Shape& shape, TensorOptions options) { return full(shape, 0, options); }
-Tensor ones(const Shape& shape, TensorOptions options) { return full(shape, 1, options); }
+Tensor zeros(const Shape& shape, const TensorOptions& options) { return full(shape, 0, options); }
+Tensor ones(const Shape& shape, const TensorOptions& options) { return full(shape, 1, options); }
 
 Tensor full_like(const Tensor& like, double value) {
   Tensor out = empty_like(like);
@@ -47,7 +47,7 @@ Tensor full_like(const Tensor& like, double value) {
 Tensor zeros_like(const Tensor& like) { return full_like(like, 0); }
 Tensor ones_like(const Tensor& like) { return full_like(like, 1); }
 
-Tensor arange(double start, double end, double step, TensorOptions options) {
+Tensor arange(double start, double end, double step, const TensorOptions& options) {
   check(step != 0 && std::isfinite(start) && std::isfinite(end) && std::isfinite(step),
         "arange: start, end and a non-zero step must be finite, got ", start, ", ", end, ", ",
         step);
@@ -60,7 +60,7 @@ Tensor arange(double start, double end, double step, TensorOptions options) {
   return raw::to(host, options.dtype, options.device);
 }
 
-Tensor linspace(double start, double end, int64_t count, TensorOptions options) {
+Tensor linspace(double start, double end, int64_t count, const TensorOptions& options) {
   check(count >= 0, "linspace: count must not be negative, got ", count);
   const Tensor host = empty({count}, {DType::f64});
   double* values = host.data<double>();
@@ -73,7 +73,7 @@ Tensor linspace(double start, double end, int64_t count, TensorOptions options) 
   return raw::to(host, options.dtype, options.device);
 }
 
-Tensor eye(int64_t n, TensorOptions options) {
+Tensor eye(int64_t n, const TensorOptions& options) {
   Tensor out = zeros({n, n}, options);
   raw::fill_(raw::as_strided(out, {n}, {n + 1}, 0), 1);
   return out;
@@ -94,9 +94,11 @@ Tensor from_values(std::span<const T> values, const Shape& shape, Device device)
 CAIRN_DTYPES(CAIRN_INSTANTIATE)
 #undef CAIRN_INSTANTIATE
 
-Tensor scalar_tensor(double value, TensorOptions options) { return full({}, value, options); }
+Tensor scalar_tensor(double value, const TensorOptions& options) {
+  return full({}, value, options);
+}
 
-Tensor from_blob(void* data, const Shape& shape, TensorOptions options) {
+Tensor from_blob(void* data, const Shape& shape, const TensorOptions& options) {
   const int64_t bytes =
       checked_mul(numel_of(shape, "from_blob"), item_size(options.dtype), "from_blob");
   return Tensor(std::make_shared<Storage>(data, bytes, options.device, nullptr), options.dtype,

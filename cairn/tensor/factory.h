@@ -15,28 +15,28 @@ struct TensorOptions {
 };
 
 // Not initialised. Sizes that are negative or overflow throw Error.
-Tensor empty(const Shape& shape, TensorOptions options = {});
+Tensor empty(const Shape& shape, const TensorOptions& options = {});
 // Not initialised; strides in elements.
-Tensor empty_strided(const Shape& shape, const Shape& strides, TensorOptions options = {});
+Tensor empty_strided(const Shape& shape, const Shape& strides, const TensorOptions& options = {});
 // Not initialised; the strides of `like` where it is dense, else contiguous.
 Tensor empty_like(const Tensor& like);
 Tensor empty_like(const Tensor& like, DType dtype);
 // Not initialised, NHWC in memory. shape is [N, C, H, W].
-Tensor empty_channels_last(const Shape& shape, TensorOptions options = {});
+Tensor empty_channels_last(const Shape& shape, const TensorOptions& options = {});
 
-Tensor zeros(const Shape& shape, TensorOptions options = {});
-Tensor ones(const Shape& shape, TensorOptions options = {});
-Tensor full(const Shape& shape, double value, TensorOptions options = {});
+Tensor zeros(const Shape& shape, const TensorOptions& options = {});
+Tensor ones(const Shape& shape, const TensorOptions& options = {});
+Tensor full(const Shape& shape, double value, const TensorOptions& options = {});
 Tensor zeros_like(const Tensor& like);
 Tensor ones_like(const Tensor& like);
 Tensor full_like(const Tensor& like, double value);
 
 // start, start + step, … below (or, for a negative step, above) end.
 Tensor arange(double start, double end, double step = 1,
-              TensorOptions options = {.dtype = DType::i64});
+              const TensorOptions& options = {.dtype = DType::i64});
 // `count` points from start to end, both included.
-Tensor linspace(double start, double end, int64_t count, TensorOptions options = {});
-Tensor eye(int64_t n, TensorOptions options = {});
+Tensor linspace(double start, double end, int64_t count, const TensorOptions& options = {});
+Tensor eye(int64_t n, const TensorOptions& options = {});
 
 // Values in row-major order; their number must be the shape's.
 template <class T>
@@ -52,8 +52,8 @@ Tensor tensor(std::initializer_list<T> values) {
                      Shape{static_cast<int64_t>(values.size())});
 }
 // A 0-d tensor.
-Tensor scalar_tensor(double value, TensorOptions options = {});
+Tensor scalar_tensor(double value, const TensorOptions& options = {});
 // A view of memory of the caller, who keeps it alive; row-major.
-Tensor from_blob(void* data, const Shape& shape, TensorOptions options = {});
+Tensor from_blob(void* data, const Shape& shape, const TensorOptions& options = {});
 
 }  // namespace cairn

@@ -107,19 +107,19 @@ void normal_(const Tensor& t, double mean, double std, Generator& generator) {
       });
 }
 
-Tensor rand(const Shape& shape, TensorOptions options, Generator& generator) {
+Tensor rand(const Shape& shape, const TensorOptions& options, Generator& generator) {
   Tensor out = empty(shape, options);
   uniform_(out, 0, 1, generator);
   return out;
 }
 
-Tensor randn(const Shape& shape, TensorOptions options, Generator& generator) {
+Tensor randn(const Shape& shape, const TensorOptions& options, Generator& generator) {
   Tensor out = empty(shape, options);
   normal_(out, 0, 1, generator);
   return out;
 }
 
-Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options,
+Tensor randint(int64_t low, int64_t high, const Shape& shape, const TensorOptions& options,
                Generator& generator) {
   check(low < high, "randint: low must be below high, got ", low, " and ", high);
   Tensor host = empty(shape, {DType::i64});

@@ -75,13 +75,13 @@ void uniform_(const Tensor& t, double low = 0, double high = 1,
 void normal_(const Tensor& t, double mean = 0, double std = 1,
              Generator& generator = default_generator());
 
-Tensor rand(const Shape& shape, TensorOptions options = {},
+Tensor rand(const Shape& shape, const TensorOptions& options = {},
             Generator& generator = default_generator());
-Tensor randn(const Shape& shape, TensorOptions options = {},
+Tensor randn(const Shape& shape, const TensorOptions& options = {},
              Generator& generator = default_generator());
 // Integers in [low, high).
 Tensor randint(int64_t low, int64_t high, const Shape& shape,
-               TensorOptions options = {.dtype = DType::i64},
+               const TensorOptions& options = {.dtype = DType::i64},
                Generator& generator = default_generator());
 // A permutation of 0 … n-1 (Fisher-Yates), i64.
 Tensor randperm(int64_t n, Generator& generator = default_generator());

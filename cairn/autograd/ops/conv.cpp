@@ -25,7 +25,7 @@ bool is_hwio(const Tensor& w) {
   return true;
 }
 
-Tensor empty_hwio(const Shape& shape, TensorOptions options) {
+Tensor empty_hwio(const Shape& shape, const TensorOptions& options) {
   return empty_strided(shape, hwio_strides(shape), options);
 }
 

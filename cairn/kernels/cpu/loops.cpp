@@ -115,6 +115,10 @@ bool Loop::run_flat(Row row, const RowContext& context, int64_t grain) const {
     step[k] = alike ? item_size(t.dtype()) : 0;
   }
   if (!out_.is_dense()) return false;
+  if (n <= grain) {
+    row(at, step, n, context);
+    return true;
+  }
   parallel_for(0, n, grain, [&](int64_t lo, int64_t hi) {
     std::byte* here[kMaxOperands];
     for (int k = 0; k < count_; ++k) here[k] = at[k] + (step[k] == kNumber ? 0 : step[k] * lo);
