@@ -3,6 +3,7 @@
 #include "cairn/autograd/engine.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cairn/kernels/accumulate.h"
@@ -109,11 +110,11 @@ void settle_leaves(const Node& node) {
 }  // namespace
 
 void Node::drop_edges() {
-  std::vector<std::shared_ptr<AutogradMeta>> doomed;  // nodes that nobody else holds
-  const auto drop = [&](const Node& node) {
-    for (Edge& edge : node.edges) {
-      if (edge.meta && edge.meta->node && edge.meta.use_count() == 1)
-        doomed.push_back(std::move(edge.meta));
+  std::vector<std::shared_ptr<AutogradMeta>> doomed;  // nodes with edges that nobody else holds
+  const auto drop = [&](Node& node) {
+    for (Edge& edge : std::exchange(node.edges, {})) {
+      const bool last = edge.meta && edge.meta->node && edge.meta.use_count() == 1;
+      if (last && !edge.meta->node->edges.empty()) doomed.push_back(std::move(edge.meta));
       edge.meta = nullptr;
     }
   };
