@@ -143,6 +143,11 @@ std::vector<ParameterArena> pack_parameters(std::span<const Tensor> parameters) 
   }
   std::vector<ParameterArena> arenas;
   for (const auto& group : groups) arenas.emplace_back(group);
+  // The parameters' old blocks are of sizes that nothing else has.
+  for (const auto& group : groups) {
+    const Device device = group[0].device();
+    backend_of(device.type, "pack_parameters").allocator(device)->release_cached();
+  }
   return arenas;
 }
 

@@ -23,6 +23,12 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kHugePage = int64_t{2} << 20;
+// Blocks from this size on are mappings of their own. The address sanitizer watches only the heap.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int64_t kMapped = INT64_MAX;
+#else
+constexpr int64_t kMapped = kHugePage;
+#endif
 
 constexpr int kMaxBits = 56;  // of a size; keeps its rounding from overflowing
 constexpr int kSteps = 8;     // size classes per power of two: at most 12.5 % of a block is waste
@@ -42,6 +48,11 @@ constexpr size_t class_of(int64_t block_size) {
                              ((block_size - (int64_t{1} << bits)) >> log2_step(bits)));
 }
 constexpr size_t kClasses = class_of(int64_t{1} << kMaxBits) + 1;
+// The block size of a class.
+constexpr int64_t size_of(size_t size_class) {
+  const int bits = static_cast<int>(size_class) / kSteps;
+  return (int64_t{1} << bits) + (static_cast<int64_t>(size_class) % kSteps << log2_step(bits));
+}
 
 // A lock for sections of a few dozen instructions, which a mutex would double.
 class SpinLock {
@@ -58,7 +69,7 @@ class SpinLock {
 
 class CpuAllocator final : public Allocator {
  public:
-  void* allocate(int64_t bytes) override {
+  void* allocate(int64_t bytes, bool* zeros) override {
     check(bytes >= 0 && bytes <= (int64_t{1} << kMaxBits), "allocate: size must be at most 2^",
           kMaxBits, " bytes, got ", bytes);
     const int64_t size = block_size(bytes);
@@ -75,6 +86,7 @@ class CpuAllocator final : public Allocator {
     } else {
       block = from_system(size);
       ++stats_.system_allocations;
+      if (zeros != nullptr) *zeros = size >= kMapped;
     }
     stats_.allocated += size;
     stats_.peak = std::max(stats_.peak, stats_.allocated);
@@ -103,9 +115,9 @@ class CpuAllocator final : public Allocator {
 
   void release_cached() override {
     std::lock_guard lock(mutex_);
-    for (auto& list : free_) {
-      for (void* block : list) std::free(block);
-      list.clear();
+    for (size_t i = 0; i < kClasses; ++i) {
+      for (void* block : free_[i]) to_system(block, size_of(i));
+      free_[i].clear();
     }
     stats_.cached = 0;
   }
@@ -138,22 +150,47 @@ class CpuAllocator final : public Allocator {
       return std::any_of(fence, fence + kFence, [](std::byte b) { return b != kFenceValue; });
     };
     if (broken(data - kFence) || broken(data + found->second)) ++violations_;
-    std::free(data - kFence);
+    to_system(data - kFence, found->second + 2 * kFence);
     fenced_.erase(found);
     return true;
   }
 
   static void* from_system(int64_t size) {
-    const int64_t alignment = size >= kHugePage ? kHugePage : kAlignment;
     // aligned_alloc wants a multiple of the alignment.
-    const int64_t rounded = (size + alignment - 1) / alignment * alignment;
-    void* block = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(rounded));
+    void* block = size >= kMapped
+                      ? map(size)
+                      : std::aligned_alloc(
+                            kAlignment, static_cast<size_t>((size + kAlignment - 1) & -kAlignment));
     check(block != nullptr, "allocate: memory must suffice, got no ", size,
           " bytes from the system");
-    if (size >= kHugePage) madvise(block, static_cast<size_t>(size), MADV_HUGEPAGE);
     return block;
   }
 
+  static void to_system(void* block, int64_t size) {
+    if (size >= kMapped)
+      munmap(block, static_cast<size_t>(size));
+    else
+      std::free(block);
+  }
+
+  // Fresh pages from the start of a huge page on; null when there are none.
+  static void* map(int64_t size) {
+    void* const all = mmap(nullptr, static_cast<size_t>(size + kHugePage), PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED) return nullptr;
+    auto* const first = static_cast<std::byte*>(all);
+    const auto ahead = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(all) & (kHugePage - 1));
+    std::byte* const block = first + ahead;
+    if (ahead > 0) munmap(first, static_cast<size_t>(ahead));
+    // The rest behind the block, from the first whole page on.
+    const int64_t pages = (size + kPage - 1) / kPage * kPage;
+    if (kHugePage > ahead + (pages - size))
+      munmap(block + pages, static_cast<size_t>(size + kHugePage - ahead - pages));
+    madvise(block, static_cast<size_t>(size), MADV_HUGEPAGE);
+    return block;
+  }
+
+  static constexpr int64_t kPage = 4096;
   static constexpr int64_t kFence = 256;
   static constexpr int kFenceByte = 0xA5;
   static constexpr std::byte kFenceValue{kFenceByte};

@@ -21,7 +21,9 @@ class Allocator {
  public:
   virtual ~Allocator() = default;
   // At least `bytes` bytes (0 allowed), aligned to 64. Throws Error when the system has no more.
-  virtual void* allocate(int64_t bytes) = 0;
+  // Sets *zeros, where given, to whether they are known to be zeros: memory fresh from the system,
+  // which costs nothing until it is touched.
+  virtual void* allocate(int64_t bytes, bool* zeros = nullptr) = 0;
   // `bytes` as given to allocate.
   virtual void deallocate(void* block, int64_t bytes) = 0;
   virtual MemoryStats stats() const = 0;

@@ -35,7 +35,11 @@ Tensor full(const Shape& shape, double value, const TensorOptions& options) {
   return out;
 }
 
-Tensor zeros(const Shape& shape, const TensorOptions& options) { return full(shape, 0, options); }
+Tensor zeros(const Shape& shape, const TensorOptions& options) {
+  Tensor out = empty(shape, options);
+  if (!out.storage()->began_as_zeros()) raw::fill_(out, 0);
+  return out;
+}
 Tensor ones(const Shape& shape, const TensorOptions& options) { return full(shape, 1, options); }
 
 Tensor full_like(const Tensor& like, double value) {

@@ -9,7 +9,7 @@ Storage::Storage(int64_t bytes, Device device)
     : bytes_(bytes),
       device_(device),
       allocator_(backend_of(device.type, "storage").allocator(device)) {
-  data_ = static_cast<std::byte*>(allocator_->allocate(bytes));
+  data_ = static_cast<std::byte*>(allocator_->allocate(bytes, &began_as_zeros_));
 }
 
 Storage::Storage(void* data, int64_t bytes, Device device, std::shared_ptr<void> owner)

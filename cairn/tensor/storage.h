@@ -23,6 +23,8 @@ class Storage {
   Storage& operator=(const Storage&) = delete;
 
   std::byte* data() const { return data_; }
+  // Whether the memory was known to hold zeros when it was allocated.
+  bool began_as_zeros() const { return began_as_zeros_; }
   int64_t bytes() const { return bytes_; }
   Device device() const { return device_; }
 
@@ -44,6 +46,7 @@ class Storage {
   int64_t bytes_ = 0;
   Device device_;
   uint32_t version_ = 0;
+  bool began_as_zeros_ = false;
   const char* last_writer_ = "";
   std::atomic<bool> viewed_{false};
   Allocator* allocator_ = nullptr;  // null when owner_ (or the caller) holds the memory
