@@ -1,0 +1,33 @@
+// The batches of the model jobs.
+// Invariant: batch i is the same numbers as the peer's batch i (bench/peer_models.py).
+#pragma once
+
+#include <cairn/cairn.h>
+
+#include <string>
+#include <vector>
+
+#include "bench/jobs.h"
+
+namespace cairn::bench {
+
+class Batches {
+ public:
+  virtual ~Batches() = default;
+  // Batch 0, 1, … of `count`, then from the front again.
+  Batch next() { return make(next_++ % count_); }
+
+ protected:
+  explicit Batches(int64_t count) : count_(count) {}
+
+ private:
+  virtual Batch make(int64_t index) = 0;
+
+  int64_t count_;
+  int64_t next_ = 0;
+};
+
+// request: size, channels, batch, batches and data; for the transformer tokens instead of size.
+std::unique_ptr<Batches> make_batches(const json& request);
+
+}  // namespace cairn::bench

@@ -1,0 +1,49 @@
+// What the Cairn side of `./run bench` can do: one Job per kind of work, and two measurements.
+// Invariant: a job does what the peer's job of the same request does (bench/peer_torch.py): same
+// weights, same batches, same bounds of what is timed.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace cairn::bench {
+
+using nlohmann::json;
+using Outputs = std::vector<std::vector<double>>;
+
+class Job {
+ public:
+  virtual ~Job() = default;
+  // Numbers that both sides must agree on: a list of lists. Asked for before run().
+  virtual Outputs outputs() = 0;
+  // `n` measurements, in the unit of the job.
+  virtual std::vector<double> run(int n) = 0;
+};
+
+// {"model": resnet18 | resnet50 | mlp | transformer, "mode": train | infer, …}: milliseconds.
+std::unique_ptr<Job> model_job(const json& request);
+// {"op": forward | record | backward}: nanoseconds of one add of two 8x8 tensors.
+std::unique_ptr<Job> op_job(const json& request);
+// {"clock": cpu | wall, "data": DIR}: images per second through the job's transforms.
+std::unique_ptr<Job> data_job(const json& request);
+
+// The folder with Fashion-MNIST's training files: `wanted` where it is not empty, else where
+// data::FashionMNIST looks; downloaded where there is none.
+std::string find_fashion_mnist(const std::string& wanted);
+
+// Multiply-add rate of all threads on registers alone: {"gflops": [5 numbers], "target": name}.
+json fma_peak();
+// Rate of copying between buffers larger than the caches, bytes read plus bytes written:
+// {"gbytes": [5 numbers]}.
+json bandwidth();
+// The product and convolution kernels on ResNet18's layers: {"what": conv | gemm, …}.
+json kernels_on_layers(const json& request);
+
+inline double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace cairn::bench

@@ -1,0 +1,292 @@
+"""How a row is measured: trial of the peer's variants, check, alternating blocks, medians.
+
+Invariant: a row gets a ratio only if both sides' outputs from the same weights and batches agree
+within the row's tolerance; otherwise it has a note that says why. Ratio is cairn / peer.
+"""
+
+import math
+import os
+import shlex
+import statistics
+import sys
+import time
+
+from sides import Side, SideError, build_libtorch
+
+PAUSE = 0.1  # seconds between blocks, in which the idle side's threads stop spinning
+QUICK_REPEATS = 2
+ADAM_BYTES = 28  # an optimizer step's traffic a parameter: reads p, g, m, v and writes p, m, v
+
+
+def say(text):
+    print(text, flush=True)
+
+
+class Bench:
+    def __init__(self, options):
+        self.options = options
+        self.repeats = QUICK_REPEATS if options.quick else options.repeats
+        self.cairn_info = None
+        self.peer_info = None
+        self.peer_problem = None
+        self.libtorch = None
+        self.skipped = set()  # variants that failed or took too long: said once, not tried again
+
+    # --- sides -----------------------------------------------------------------------------------
+
+    def threads(self, row):
+        return row.threads or self.options.threads
+
+    def cairn(self, row=None):
+        threads = self.threads(row) if row else self.options.threads
+        return Side("cairn", shlex.split(self.options.cairn), threads)
+
+    def peer(self, row=None):
+        threads = self.threads(row) if row else self.options.threads
+        if row and row.libtorch:
+            self.libtorch = self.libtorch or build_libtorch(self.peer_info)
+            return Side("LibTorch", [str(self.libtorch)], threads)
+        python = self.options.python or sys.executable
+        return Side("peer", [python, self.options.peer], threads)
+
+    def find_sides(self):
+        """Asks Cairn and, where the Python has it, PyTorch who they are."""
+        with self.cairn() as side:
+            self.cairn_info = side.ask("info", 600.0, data=self.options.data)
+            self.cairn_info["target"] = side.ask("peak", what="fma", threads=1)["target"]
+        try:
+            with self.peer() as side:
+                self.peer_info = side.ask("info", 120.0)
+        except SideError as error:
+            self.peer_problem = str(error)
+
+    def setup(self, side, row, variant, limit=600.0):
+        side.ask(
+            "setup",
+            limit,
+            **row.request,
+            variant=variant,
+            threads=self.threads(row),
+            data=self.cairn_info["data"],
+        )
+
+    # --- the peer's variants ---------------------------------------------------------------------
+
+    def variants(self, row):
+        wanted = set((self.options.variants or "").split(",")) & set(row.variants)
+        for variant in row.variants:
+            words = variant.split("+")
+            if wanted and variant not in wanted:
+                continue
+            if any(word in self.peer_info["lacks"] for word in words):
+                continue
+            if self.options.quick and "compile" in words:
+                continue
+            if variant not in self.skipped:
+                yield variant
+
+    def best_variant(self, row, trial):
+        """(variant, all trial results): the best of a short trial, each in a fresh process."""
+        results = {}
+        for variant in self.variants(row):
+            try:
+                results[variant] = trial(variant)
+            except SideError as error:
+                self.skipped.add(variant)
+                say(f"  {row.name}: skipped {variant}: {error}")
+        if not results:
+            raise SideError(f"peer: {row.name} must run in at least one variant, got none")
+        if len(results) > 1:
+            tried = ", ".join(f"{v} {value:.4g}" for v, value in results.items())
+            say(f"  {row.name}: short trial, {row.unit}: {tried}")
+        pick = max if row.higher else min
+        return pick(results, key=results.get), results
+
+    def compare_trial(self, row):
+        """A trial of one variant of a compare row: the best value of a block, not the median: on a
+        busy machine that gives the steadier order."""
+
+        def trial(variant):
+            limit = self.options.compile_limit if "compile" in variant else 600.0
+            with self.peer(row) as side:
+                self.setup(side, row, variant)
+                side.ask("run", limit, n=1)  # compiles
+                side.ask("run", n=1)
+                values = side.ask("run", n=max(2, row.block // 2))["values"]
+                return max(values) if row.higher else min(values)
+
+        return trial
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    def run_row(self, row):
+        """The row's result; "note" in it says why there is no comparison."""
+        result = {
+            "row": row.name,
+            "verb": row.verb,
+            "label": row.label,
+            "unit": row.unit,
+            "threads": self.threads(row),
+            "cairn": None,
+            "peer": None,
+            "ratio": None,
+            "must": row.must,
+            "aim": row.aim,
+            "higher_is_better": row.higher,
+        }
+        try:
+            if row.kind == "kernels":
+                result.update(self.kernels_row(row))
+            elif row.kind == "compare":
+                result.update(self.compare_row(row))
+            else:
+                result.update(self.process_row(row))
+        except SideError as error:
+            result["note"] = str(error)
+        result["met"] = row.met(result["ratio"])
+        return result
+
+    def name_of(self, row, variant):
+        name = self.peer_info["name"]
+        return name.replace("PyTorch", "LibTorch") if row.libtorch else f"{name} {variant}"
+
+    def compare_row(self, row):
+        result, variant = {}, None
+        if self.peer_info:
+            variant = row.variants[0]
+            if len(row.variants) > 1:
+                variant, result["trial"] = self.best_variant(row, self.compare_trial(row))
+            result["peer_name"] = self.name_of(row, variant)
+        with self.cairn(row) as cairn:
+            self.setup(cairn, row, "default")
+            ours = cairn.ask("check")["outputs"]
+            if not self.peer_info:
+                return {**result, **self.blocks(row, {"cairn": cairn})}
+            with self.peer(row) as peer:
+                self.setup(peer, row, variant)
+                limit = self.options.compile_limit + 600.0
+                complaint = disagreement(ours, peer.ask("check", limit)["outputs"], row.tolerance)
+                if complaint:
+                    return {**result, "note": complaint}
+                return {**result, **self.blocks(row, {"cairn": cairn, "peer": peer})}
+
+    def blocks(self, row, sides):
+        """Warm-up, then blocks a side, alternately; who goes first alternates too. The machine's
+        peaks are measured directly before and after."""
+        values = {name: [] for name in sides}
+        for side in sides.values():
+            side.ask("run", n=1)
+        peaks = [self.peaks(row, sides["cairn"])]
+        for repeat in range(self.repeats):
+            order = list(sides) if repeat % 2 == 0 else list(reversed(sides))
+            for name in order:
+                time.sleep(PAUSE)
+                values[name] += sides[name].ask("run", n=row.block)["values"]
+        peaks.append(self.peaks(row, sides["cairn"]))
+        result = figures(values)
+        result.update({key: statistics.median(peaks[0][key] + peaks[1][key]) for key in peaks[0]})
+        result.update(reached(row, result))
+        return result
+
+    def peaks(self, row, cairn):
+        measured = {}
+        time.sleep(PAUSE)
+        threads = self.threads(row)
+        if row.flops:
+            measured["peak_gflops"] = cairn.ask("peak", what="fma", threads=threads)["gflops"]
+        if row.bytes or row.live:
+            measured["peak_gbytes"] = cairn.ask("peak", what="memory", threads=threads)["gbytes"]
+        return measured
+
+    def process_row(self, row):
+        """A row measured on fresh processes."""
+
+        def memory(start, variant):
+            """MiB at most in use after ten steps."""
+            with start(row) as side:
+                self.setup(side, row, variant)
+                side.ask("run", n=10)
+                return side.ask("rss")["bytes"] / 2**20
+
+        def startup(start, variant):
+            """Seconds from starting the process until its first training step has finished."""
+            with start(row) as side:
+                self.setup(side, row, variant)
+                side.ask("run", n=1)
+                return time.monotonic() - side.started
+
+        measure = {"memory": memory, "startup": startup}[row.kind]
+        result, variant = {}, None
+        if self.peer_info:
+            variant, result["trial"] = self.best_variant(row, lambda v: measure(self.peer, v))
+            result["peer_name"] = self.name_of(row, variant)
+        values = {"cairn": [], "peer": []}
+        for _ in range(self.repeats):
+            values["cairn"].append(measure(self.cairn, "default"))
+            if variant:
+                values["peer"].append(measure(self.peer, variant))
+        return {**result, **figures(values)}
+
+    def kernels_row(self, row):
+        repeats = max(3, row.block // 3) if self.options.quick else row.block
+        with self.cairn(row) as cairn:
+            layers = cairn.ask(
+                "layers", **row.request, threads=self.threads(row), repeats=repeats
+            )
+        fraction = layers["fraction"]
+        return {
+            "cairn": layers["gflops"],
+            "ratio": fraction,
+            "peak_gflops": layers["gflops"] / fraction,
+            "reached": fraction,
+            "bound": "fma",
+            "peer_name": "the FMA peak of the same minute",
+            "layers": layers,
+        }
+
+
+def figures(values):
+    """Medians and quartiles of both sides, and the ratio; absent ones are None."""
+    result = {}
+    for name in ("cairn", "peer"):
+        measured = values.get(name)
+        result[name] = statistics.median(measured) if measured else None
+        if measured and len(measured) > 1:
+            quartiles = statistics.quantiles(measured, n=4, method="inclusive")
+            result[f"{name}_quartiles"] = [quartiles[0], quartiles[2]]
+    both = result["cairn"] and result["peer"]
+    result["ratio"] = result["cairn"] / result["peer"] if both else None
+    return result
+
+
+def reached(row, result):
+    """How much of the machine's peak Cairn's median is, and the multiple of the floor it takes."""
+    more = {}
+    if row.flops:
+        gflops = row.flops / (result["cairn"] * 1e-3) * 1e-9
+        more.update(bound="fma", reached=gflops / result["peak_gflops"])
+    elif row.bytes:
+        gbytes = row.bytes * result["cairn"] * 1e-9
+        more.update(bound="memory", reached=gbytes / result["peak_gbytes"])
+    if row.live:
+        floor = row.flops / result["peak_gflops"] + ADAM_BYTES * row.live / result["peak_gbytes"]
+        more.update(floor_ms=floor * 1e-6, floor_multiple=result["cairn"] / (floor * 1e-6))
+    return more
+
+
+def disagreement(cairn, peer, tolerance):
+    """None when the outputs agree; otherwise what does not."""
+    if len(cairn) != len(peer) or any(len(a) != len(b) for a, b in zip(cairn, peer)):
+        return f"not compared: outputs must be of one shape, got {cairn} and {peer}"[:300]
+    for i, (ours, theirs) in enumerate(zip(cairn, peer)):
+        allowed = tolerance[min(i, len(tolerance) - 1)]
+        # JSON has no NaN, so a side may send null.
+        finite = all(x is not None and math.isfinite(x) for x in (*ours, *theirs))
+        scale = max((abs(x) for x in theirs), default=0.0) if finite else 0.0
+        worst = max(range(len(ours)), key=lambda k: abs(ours[k] - theirs[k])) if finite else 0
+        if not finite or abs(ours[worst] - theirs[worst]) > allowed * scale:
+            return (
+                f"not compared: output {i + 1} must agree within {allowed:g} (relative), "
+                f"got cairn {ours[worst]} and peer {theirs[worst]}"
+            )
+    return None

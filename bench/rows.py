@@ -1,0 +1,225 @@
+"""The table of rows: what is measured, against what, and what must be reached.
+
+Invariant: a row's request says everything a side needs to do its job, so neither side knows rows.
+"""
+
+import dataclasses
+
+import flops
+
+IMAGE_VARIANTS = (
+    "eager",
+    "channels_last",
+    "fused_adam",
+    "foreach_adam",
+    "channels_last+fused_adam",
+    "compile",
+    "compile+channels_last+fused_adam",
+)
+PLAIN_VARIANTS = ("eager", "fused_adam", "foreach_adam", "compile", "compile+fused_adam")
+INFERENCE_VARIANTS = ("eager", "channels_last", "compile", "compile+channels_last")
+DATA_VARIANTS = ("workers_0", "workers_2")
+
+# Relative to the largest of a side's numbers, output by output. A training job's first loss is one
+# forward pass: f32 rounding. Later ones follow Adam steps, which move an entry by the learning rate
+# even where its gradient is only rounding error, so two correct programs part: PyTorch's own
+# layouts differ by up to 4e-6, 0.5 %, 1.1 %, 9 % and 11 % on ResNet18.
+TRAINING_TOLERANCE = (1e-4, 1e-2, 0.05, 0.2, 0.25)
+INFERENCE_TOLERANCE = (1e-4,)
+EXACT = (1e-6,)  # sums in double of the same numbers in another order
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    name: str
+    verb: str
+    label: str  # for the plot
+    kind: str  # compare: alternating blocks; memory, startup: fresh processes; kernels: Cairn alone
+    unit: str
+    request: dict
+    must: float | None = None  # of the ratio
+    aim: float | None = None
+    block: int = 0  # measurements of a block
+    variants: tuple = ("eager",)
+    tolerance: tuple = ()
+    threads: int | None = None  # None: what the command line says
+    higher: bool = False  # a larger figure is better, and must and aim are lower bounds
+    libtorch: bool = False  # the peer is LibTorch's C++, not Python
+    flops: float = 0.0  # of one measurement
+    live: int = 0  # parameters an optimizer step moves
+    bytes: float = 0.0  # memory read and written for one unit of a higher-is-better figure
+    floor: float | None = None  # the time must be within this multiple of the measured floor
+
+    def met(self, ratio):
+        """What the ratio reaches: "aim", "must", "no", or None where the row has no bound."""
+        if ratio is None or self.must is None:
+            return None
+        sign = -1 if self.higher else 1
+        if self.aim is not None and sign * ratio <= sign * self.aim:
+            return "aim"
+        return "must" if sign * ratio <= sign * self.must else "no"
+
+
+def image_request(model, mode, size, channels, batch, batches):
+    return {
+        "job": "model",
+        "model": model,
+        "mode": mode,
+        "size": size,
+        "channels": channels,
+        "batch": batch,
+        "batches": batches,  # distinct ones, from the front of the training file; then they repeat
+        "weights": "formula",
+    }
+
+
+def training(name, verb, label, model, size, channels, batch, block, must, aim, **more):
+    work = getattr(flops, model)(size, channels, batch)
+    return Row(
+        name,
+        verb,
+        label,
+        "compare",
+        "ms",
+        image_request(model, "train", size, channels, batch, 64),
+        must,
+        aim,
+        block,
+        IMAGE_VARIANTS,
+        TRAINING_TOLERANCE,
+        flops=work.step,
+        live=work.live,
+        **more,
+    )
+
+
+def inference(batch, block, batches):
+    return Row(
+        f"resnet18_infer_224x224_b{batch}",
+        "inference",
+        f"ResNet18 inference, 224x224, batch {batch}",
+        "compare",
+        "ms",
+        image_request("resnet18", "infer", 224, 3, batch, batches),
+        0.9,
+        0.7,
+        block,
+        INFERENCE_VARIANTS,
+        INFERENCE_TOLERANCE,
+        flops=flops.resnet18(224, 3, batch).forward,
+    )
+
+
+def plain(name, label, model, request, work, block):
+    return Row(
+        name,
+        "models",
+        label,
+        "compare",
+        "ms",
+        {"job": "model", "model": model, "mode": "train", "weights": "formula", **request},
+        0.8,
+        0.6,
+        block,
+        PLAIN_VARIANTS,
+        TRAINING_TOLERANCE,
+        flops=work.step,
+        live=work.live,
+    )
+
+
+def process(name, label, unit, batches, must, aim):
+    request = image_request("resnet18", "train", 28, 1, 128, batches)
+    variants = tuple(v for v in IMAGE_VARIANTS if "compile" not in v)
+    request["weights"] = "default"
+    return Row(name, name, label, name, unit, request, must, aim, variants=variants)
+
+
+def small_op(kind, label, libtorch):
+    return Row(
+        f"op_{kind}" + ("_libtorch" if libtorch else ""),
+        "ops",
+        f"8x8 add, {label}, {'LibTorch C++' if libtorch else 'PyTorch from Python'}",
+        "compare",
+        "ns",
+        {"job": "op", "op": kind},
+        0.2,
+        0.1,
+        20,
+        tolerance=EXACT,
+        libtorch=libtorch,
+    )
+
+
+def data(name, label, clock, variants, threads, must, aim):
+    return Row(
+        name,
+        "data",
+        label,
+        "compare",
+        "images/s",
+        {"job": "data", "clock": clock},
+        must,
+        aim,
+        2,
+        variants,
+        EXACT,
+        threads,
+        higher=True,
+        bytes=784 + 4 * 784,  # a byte read and a float written a pixel
+    )
+
+
+def kernels(what, label, threads):
+    request = {"what": what, "size": 28, "channels": 1, "batch": 128}
+    return Row(
+        f"{what}_{threads}thread{'s' if threads > 1 else ''}",
+        "gemm",
+        f"{label}, {threads} thread{'s' if threads > 1 else ''}",
+        "kernels",
+        "GFLOP/s",
+        request,
+        0.8,
+        0.9,
+        21,
+        threads=threads,
+        higher=True,
+    )
+
+
+ROWS = (
+    training("28x28_b128", "step", "training step, 28x28, batch 128", "resnet18", 28, 1, 128, 10,
+             0.45, 0.33, floor=1.6),
+    training("32x32_b128", "step", "training step, 32x32, batch 128", "resnet18", 32, 3, 128, 10,
+             0.5, 0.4),
+    training("64x64_b64", "step", "training step, 64x64, batch 64", "resnet18", 64, 3, 64, 6,
+             0.7, 0.55),
+    training("224x224_b16", "step", "training step, 224x224, batch 16", "resnet18", 224, 3, 16, 3,
+             0.8, 0.6),
+    training("28x28_b128_1thread", "step", "training step, 28x28, one thread", "resnet18",
+             28, 1, 128, 6, 0.45, 0.33, threads=1),
+    training("resnet50_224x224_b8", "models", "ResNet50 step, 224x224, batch 8", "resnet50",
+             224, 3, 8, 2, 0.9, 0.7),
+    plain("mlp_b128", "MLP step, 784-1024-1024-10, batch 128", "mlp",
+          {"size": 28, "channels": 1, "batch": 128, "batches": 64}, flops.mlp(128), 60),
+    plain("transformer_b16", "transformer step, 4 layers, d 256, 128 tokens, batch 16",
+          "transformer", {"tokens": 128, "batch": 16, "batches": 8}, flops.transformer(128, 16), 6),
+    inference(1, 30, 64),
+    inference(32, 4, 8),
+    process("memory", "peak memory of training, 28x28", "MiB", 10, 0.5, 0.35),
+    process("startup", "process start to first step, 28x28", "s", 1, 0.05, 0.02),
+    *(small_op(kind, label, libtorch)
+      for libtorch in (False, True)
+      for kind, label in (("forward", "forward"), ("record", "with grad"),
+                          ("backward", "backward node"))),
+    data("data_pipeline", "data pipeline, images/s per core", "cpu", ("workers_0",), 1, 30, 75),
+    data("data_pipeline_wall", "data pipeline, images/s (any workers)", "wall", DATA_VARIANTS,
+         None, None, None),
+    *(kernels(what, label, threads)
+      for what, label in (("conv", "convolutions of the 28x28 step"),
+                          ("gemm", "products of the layers' shapes"))
+      for threads in (1, 2)),
+)
+NAMES = tuple(row.name for row in ROWS)
+VERBS = tuple(dict.fromkeys(row.verb for row in ROWS))
+VARIANTS = tuple(dict.fromkeys(v for row in ROWS for v in row.variants))

@@ -1,0 +1,131 @@
+"""The processes that are measured, and how to get one that speaks for LibTorch.
+
+A side reads one JSON object per line on stdin and answers each with one on stdout; an answer with
+"error" is a failure:
+
+    {"cmd": "info"}                   -> {"name": …, and what is worth printing}
+    {"cmd": "setup", "job": "model" | "op" | "data", "threads": n, "variant": …, …}  -> {}
+    {"cmd": "check"}                  -> {"outputs": lists of numbers that both sides must share}
+    {"cmd": "run", "n": k}            -> {"values": [k measurements]}
+    {"cmd": "rss"}                    -> {"bytes": peak resident size of the process}
+    {"cmd": "peak", "what": "fma" | "memory"}  -> {"gflops" | "gbytes": [numbers]}   (Cairn only)
+    {"cmd": "layers", "what": "conv" | "gemm", …}  -> kernel by kernel                (Cairn only)
+    {"cmd": "quit"}                   ends it
+
+Invariant: leaving a Side's context ends its process and everything that it started.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import select
+import signal
+import subprocess
+import tempfile
+import time
+
+
+class SideError(Exception):
+    """One side could not do what it was asked; the text says which and why."""
+
+
+class Side:
+    def __init__(self, name, command, threads):
+        self.name = name
+        self.log = tempfile.TemporaryFile()
+        env = dict(os.environ, PYTHONDONTWRITEBYTECODE="1")
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            env[variable] = str(threads)
+        self.started = time.monotonic()
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.log,
+                env=env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise SideError(f"{name}: {command[0]} must start, got: {error.strerror}") from error
+        self.pending = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            try:
+                self.process.stdin.write(b'{"cmd": "quit"}\n')
+                self.process.stdin.flush()
+                self.process.stdin.close()
+                self.process.wait(timeout=5)
+            except (OSError, subprocess.TimeoutExpired):
+                self._kill()
+        self.process.stdout.close()
+        self.log.close()
+
+    def _kill(self):
+        """Ends the process and what it started, such as compilers."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _fail(self, what):
+        self.log.seek(0)
+        tail = self.log.read().decode(errors="replace").strip().splitlines()[-3:]
+        hint = f" ({' | '.join(tail)})" if tail else ""
+        raise SideError(f"{self.name}: {what}{hint}")
+
+    def ask(self, command, limit=600.0, **arguments):
+        """The answer to one command; SideError when it fails or takes more than `limit` seconds."""
+        try:
+            self.process.stdin.write(json.dumps({"cmd": command, **arguments}).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            self._fail(f"{command} must be answered, got a closed pipe")
+        deadline = time.monotonic() + limit
+        while b"\n" not in self.pending:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+                self._kill()
+                self._fail(f"{command} must take at most {limit:.0f} s, got no answer")
+            chunk = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                self._fail(f"{command} must be answered, got end of output")
+            self.pending += chunk
+        line, self.pending = self.pending.split(b"\n", 1)
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            self._fail(f"{command} must be answered with JSON, got {line[:80]!r}")
+        if "error" in reply:
+            self._fail(f"{command}: {reply['error']}")
+        return reply
+
+
+def build_libtorch(info):
+    """The program of bench/libtorch, compiled against the PyTorch that `info` describes; kept
+    outside the repository, by the content of the source and the version."""
+    source = pathlib.Path(__file__).resolve().parent / "libtorch" / "op_job.cpp"
+    torch = pathlib.Path(info["folder"])
+    key = source.read_bytes() + info["name"].encode() + str(torch).encode()
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    program = cache / "cairn-bench" / "libtorch" / f"op_job-{hashlib.sha256(key).hexdigest()[:16]}"
+    if program.exists():
+        return program
+    program.parent.mkdir(parents=True, exist_ok=True)
+    draft = program.with_suffix(f".{os.getpid()}")
+    include = torch / "include"
+    command = ["g++", "-std=c++20", "-O2", f"-I{include}", f"-I{include}/torch/csrc/api/include"]
+    command += [str(source), "-o", str(draft), f"-L{torch}/lib", "-ltorch_cpu", "-lc10"]
+    command += ["-Wl,--allow-shlib-undefined", f"-Wl,-rpath,{torch}/lib"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SideError(f"LibTorch: g++ must compile {source.name}, got: {error}") from error
+    if done.returncode != 0:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
+        raise SideError(f"LibTorch: {source.name} must compile, got: {first}")
+    draft.rename(program)
+    return program
