@@ -48,7 +48,8 @@ def parse(arguments):
     parser.add_argument("--json", metavar="FILE", help="write the report there")
     parser.add_argument("--svg", metavar="FILE", help="write a plot of the ratios there")
     parser.add_argument("--threads", type=at_least_one, default=2, help="a side; default: 2")
-    parser.add_argument("--repeats", type=at_least_one, default=5, help="blocks (or processes) a side")
+    parser.add_argument("--repeats", type=at_least_one, default=5,
+                        help="blocks (or processes) a side; default: 5")
     parser.add_argument("--quick", action="store_true",
                         help="fewer repeats, no compiled variants: for a look, not for a claim")
     parser.add_argument("--variants", type=comma_list(table.VARIANTS), metavar="A,B",
@@ -82,7 +83,8 @@ def main(arguments):
             say(f"{row.name:28} {row.verb:10} {row.label}")
         return 0
     if not selection:
-        sys.exit(f"bench: --row must name rows of {options.benchmark}, got {', '.join(options.row)}")
+        wrong = ", ".join(options.row)
+        sys.exit(f"bench: --row must name rows of {options.benchmark}, got {wrong}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that both sides are ended too
     machine = report.machine()
     bench = Bench(options)

@@ -30,7 +30,7 @@ class Bench:
         self.peer_info = None
         self.peer_problem = None
         self.libtorch = None
-        self.skipped = set()  # variants that failed or took too long: said once, not tried again
+        self.skipped = set()  # (model, compiled variant) that failed or took too long: tried once
 
     # --- sides -----------------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ class Bench:
                 continue
             if self.options.quick and "compile" in words:
                 continue
-            if variant not in self.skipped:
+            if (row.request.get("model"), variant) not in self.skipped:
                 yield variant
 
     def best_variant(self, row, trial):
@@ -92,7 +92,8 @@ class Bench:
             try:
                 results[variant] = trial(variant)
             except SideError as error:
-                self.skipped.add(variant)
+                if "compile" in variant:
+                    self.skipped.add((row.request.get("model"), variant))
                 say(f"  {row.name}: skipped {variant}: {error}")
         if not results:
             raise SideError(f"peer: {row.name} must run in at least one variant, got none")
@@ -133,6 +134,7 @@ class Bench:
             "must": row.must,
             "aim": row.aim,
             "higher_is_better": row.higher,
+            "floor_must": row.floor,
         }
         try:
             if row.kind == "kernels":

@@ -9,8 +9,8 @@ from xml.sax.saxutils import escape
 from report import number, ratio_text
 
 WIDTH, LEFT, RIGHT = 960, 390, 240  # of the picture, the labels and the figures
-BAR, GAP, TOP, BOTTOM = 16, 10, 58, 34
-GREY, TEXT = "#8b949e", "#6e7781"  # contrast of at least 4 to 1 with white and with #0d1117
+BAR, GAP, TOP, BOTTOM = 16, 10, 58, 42
+GREY, TEXT = "#8b949e", "#768390"  # contrast of at least 4 to 1 with white and with #0d1117
 FASTER, SLOWER, BOUND = "#2f81b7", "#d1603d", "#b58900"
 
 

@@ -34,7 +34,8 @@ def machine():
 
 def head(machine_info, bench):
     m = machine_info
-    say(f"{m['cpu']}, {m['cpus']} CPUs, load {m['load']:.2f}, {bench.options.threads} threads a side")
+    threads = bench.options.threads
+    say(f"{m['cpu']}, {m['cpus']} CPUs, load {m['load']:.2f}, {threads} threads a side")
     say(f"CPU flags: {m['flags']}")
     if m["load"] > 0.5:
         say("warning: the machine is busy, or was a minute ago; the figures will be noisy")
@@ -85,9 +86,11 @@ def table(rows):
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)]
     for line in lines:
         say("  ".join([*(text.ljust(width) for text, width in zip(line, widths)), line[-1]]))
-    say("ratio = cairn / peer, each the median: below 1 Cairn is faster or smaller, in images/s above 1")
-    say("reached = Cairn's share of the FMA peak (FLOPs on valid taps only) or of the memory bandwidth,")
-    say("measured directly before and after the row")
+    say(
+        "ratio = cairn / peer, each the median: below 1 Cairn is faster or smaller, in images/s "
+        "above 1\nreached = Cairn's share of the FMA peak (FLOPs on valid taps only) or of the "
+        "memory bandwidth,\nmeasured directly before and after the row"
+    )
     for row in rows:
         if row.get("floor_multiple"):
             say(
@@ -102,7 +105,8 @@ def layers(row):
     found = row.get("layers")
     if not found:
         return
-    say(f"\n{row['label']}: {found['gflops']:.0f} GFLOP/s, {100 * found['fraction']:.1f}% of the peak")
+    percent = 100 * found["fraction"]
+    say(f"\n{row['label']}: {found['gflops']:.0f} GFLOP/s, {percent:.1f}% of the peak")
     say(f"{'line':34} {'times':>5} {'GFLOP':>8}   ms and % of the peak of each kernel")
     for line in found["lines"]:
         kernels = "  ".join(
