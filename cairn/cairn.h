@@ -11,6 +11,7 @@
 #include "cairn/tensor/file.h"
 #include "cairn/tensor/parallel.h"
 #include "cairn/tensor/print.h"
+#include "cairn/tensor/profiler.h"
 #include "cairn/tensor/random.h"
 #include "cairn/tensor/raw.h"
 #include "cairn/tensor/safetensors.h"

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cairn/kernels/accumulate.h"
+#include "cairn/tensor/profiler.h"
 #include "cairn/tensor/raw.h"
 
 namespace cairn {
@@ -263,6 +264,7 @@ void backward(const Tensor& root, const Tensor& grad) {
     Node* node = run.pop();
     const Tensor out = std::move(node->grad);
     node->grad = {};
+    const profiler::Range range(node->name, profiler::Kind::backward);
     Grads grads(*node, out);
     node->backward(grads);
     node->released = true;

@@ -9,6 +9,7 @@
 
 #include "cairn/data/prefetcher.h"
 #include "cairn/tensor/error.h"
+#include "cairn/tensor/profiler.h"
 #include "cairn/tensor/random.h"
 
 namespace cairn::data {
@@ -53,6 +54,7 @@ struct Recipe {
   std::string label(int64_t batch) const { return cat("batch ", batch, " of epoch ", key.epoch); }
 
   Batch make(int64_t number) const {
+    const profiler::Range range("make_batch");
     const std::vector<int64_t>& indices = batches[static_cast<size_t>(number)];
     const auto whole = [&] { return cat(label(number), " (from sample ", indices[0], ")"); };
     Batch batch;

@@ -23,6 +23,9 @@ struct Operand {
   double floating = 0;
   int64_t integer = 0;
 };
+inline void note(profiler::Work& work, const Operand& operand) {
+  if (operand.tensor != nullptr) work.tensor(*operand.tensor);
+}
 
 // y = f(x). y may be x itself.
 using UnaryFwd = Slot<void(Out y, In x, const Attributes& attributes)>;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cairn/kernels/zero_ranges.h"
+#include "cairn/tensor/profiler.h"
 #include "cairn/tensor/tensor.h"
 
 namespace cairn::kernels {
@@ -21,6 +22,7 @@ struct Dst {
   ZeroRanges* zeros = nullptr;
   explicit operator bool() const { return tensor.defined(); }
 };
+inline void note(profiler::Work& work, const Dst& dst) { work.tensor(dst.tensor, dst.add); }
 
 template <class Signature>
 class Slot;
@@ -29,8 +31,11 @@ template <class... Args>
 class Slot<void(Args...)> {
  public:
   using Function = void (*)(Args...);
+  // Adds to the profiler's view of a call what its tensors do not show: FLOPs, bytes behind spans.
+  using Cost = void (*)(profiler::Work& work, Args...);
 
-  constexpr Slot(const char* name, Function cpu) : name_(name), functions_{cpu, nullptr} {}
+  constexpr Slot(const char* name, Function cpu, Cost cost = nullptr)
+      : name_(name), functions_{cpu, nullptr}, cost_(cost) {}
 
   // Calls the function of `device`; throws `name: no CUDA kernel in this build` where it is empty.
   template <class... Given>
@@ -38,6 +43,8 @@ class Slot<void(Args...)> {
     const Function function = functions_[static_cast<int>(device.type)];
     check(function != nullptr, name_, ": no ", device.type == DeviceType::cuda ? "CUDA" : "CPU",
           " kernel in this build");
+    if (profiler::recording()) [[unlikely]]
+      return profiled(function, std::forward<Given>(args)...);
     function(std::forward<Given>(args)...);
   }
 
@@ -45,8 +52,17 @@ class Slot<void(Args...)> {
   const char* name() const { return name_; }
 
  private:
+  [[gnu::noinline, gnu::cold]] void profiled(Function function, Args... args) const {
+    profiler::Work work;
+    (note(work, args), ...);
+    if (cost_ != nullptr) cost_(work, args...);
+    const profiler::Range range(name_, work);
+    function(std::forward<Args>(args)...);
+  }
+
   const char* name_;
   Function functions_[kDeviceTypeCount];
+  Cost cost_;
 };
 
 }  // namespace cairn::kernels

@@ -1,4 +1,5 @@
 // raw:: moves: copies with conversion, between layouts, dtypes and devices.
+#include "cairn/tensor/profiler.h"
 #include "cairn/tensor/raw.h"
 
 namespace cairn::raw {
@@ -7,6 +8,7 @@ void copy_(const Tensor& dst, const Tensor& src) {
   if (dst.same_as(src)) return;
   Tensor from = src.shape() == dst.shape() ? src : expand(src, dst.shape());
   if (dst.numel() == 0) return;
+  const profiler::Range range = profiler::kernel_range("copy_", dst, src);
   const DeviceType kind =
       dst.device().type != DeviceType::cpu ? dst.device().type : src.device().type;
   backend_of(kind, "copy_").copy(dst, from);
@@ -14,6 +16,7 @@ void copy_(const Tensor& dst, const Tensor& src) {
 
 void fill_(const Tensor& dst, double value) {
   if (dst.numel() == 0) return;
+  const profiler::Range range = profiler::kernel_range("fill_", dst);
   backend_of(dst.device().type, "fill_").fill(dst, value);
 }
 

@@ -1,7 +1,10 @@
 // Convolution slots on the CPU: tensors become the raw geometry of conv_compute.h.
 #include "cairn/kernels/conv.h"
 
+#include <algorithm>
+
 #include "cairn/kernels/cpu/conv_compute.h"
+#include "cairn/kernels/cpu/conv_plan.h"
 
 namespace cairn::kernels {
 namespace cpu {
@@ -63,13 +66,37 @@ void cpu_conv2d_bwd_weight(const Dst& dw, const Dst& db, In x, In dy, const Conv
   });
 }
 
+// FLOPs of the taps that meet data.
+int64_t valid_flops(const ConvGeometry& g) {
+  const auto pairs = [](const AxisGeometry& axis) {
+    int64_t count = 0;
+    for (int64_t t = 0; t < axis.k; ++t)
+      count += std::max<int64_t>(0, valid_outputs(axis, t).count());
+    return count;
+  };
+  return 2 * g.n * g.co * (g.ci / g.groups) * pairs(axis_y(g)) * pairs(axis_x(g));
+}
+
+void conv2d_fwd_cost(profiler::Work& work, Out y, In x, In w, In, const ConvParams& params) {
+  work.flops = valid_flops(geometry_of(x.shape(), w.shape(), y.shape(), params));
+}
+void conv2d_bwd_data_cost(profiler::Work& work, const Dst& dx, In dy, In w,
+                          const ConvParams& params) {
+  work.flops = valid_flops(geometry_of(dx.tensor.shape(), w.shape(), dy.shape(), params));
+}
+void conv2d_bwd_weight_cost(profiler::Work& work, const Dst& dw, const Dst&, In x, In dy,
+                            const ConvParams& params) {
+  if (dw) work.flops = valid_flops(geometry_of(x.shape(), dw.tensor.shape(), dy.shape(), params));
+}
+
 }  // namespace
 }  // namespace cpu
 
-Slot<void(Out, In, In, In, const ConvParams&)> conv2d_fwd{"conv2d_fwd", cpu::cpu_conv2d_fwd};
-Slot<void(const Dst&, In, In, const ConvParams&)> conv2d_bwd_data{"conv2d_bwd_data",
-                                                                  cpu::cpu_conv2d_bwd_data};
+Slot<void(Out, In, In, In, const ConvParams&)> conv2d_fwd{"conv2d_fwd", cpu::cpu_conv2d_fwd,
+                                                          cpu::conv2d_fwd_cost};
+Slot<void(const Dst&, In, In, const ConvParams&)> conv2d_bwd_data{
+    "conv2d_bwd_data", cpu::cpu_conv2d_bwd_data, cpu::conv2d_bwd_data_cost};
 Slot<void(const Dst&, const Dst&, In, In, const ConvParams&)> conv2d_bwd_weight{
-    "conv2d_bwd_weight", cpu::cpu_conv2d_bwd_weight};
+    "conv2d_bwd_weight", cpu::cpu_conv2d_bwd_weight, cpu::conv2d_bwd_weight_cost};
 
 }  // namespace cairn::kernels

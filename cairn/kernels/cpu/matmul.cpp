@@ -80,6 +80,13 @@ void cpu_matmul(const Dst& c, In a, In b) {
   dispatch_matmul(a.dtype(), [&]<class T>() { matmul_as<T>(c, a, b); });
 }
 
+void matmul_cost(profiler::Work& work, const Dst& c, In a, In) {
+  work.flops = 2 * c.tensor.numel() * a.size(-1);
+}
+void linear_cost(profiler::Work& work, Out y, In x, In, In) {
+  work.flops = 2 * y.numel() * x.size(1);
+}
+
 void cpu_linear_fwd(Out y, In x, In w, In bias) {
   dispatch_matmul(y.dtype(), [&]<class T>() {
     gemm<T>(y.size(0), y.size(1), x.size(1), x.data<T>(), x.stride(0), x.stride(1), w.data<T>(),
@@ -102,8 +109,8 @@ void cpu_sum_rows(const Dst& db, In dy) {
 }  // namespace
 }  // namespace cpu
 
-Slot<void(const Dst&, In, In)> matmul{"matmul", cpu::cpu_matmul};
-Slot<void(Out, In, In, In)> linear_fwd{"linear_fwd", cpu::cpu_linear_fwd};
+Slot<void(const Dst&, In, In)> matmul{"matmul", cpu::cpu_matmul, cpu::matmul_cost};
+Slot<void(Out, In, In, In)> linear_fwd{"linear_fwd", cpu::cpu_linear_fwd, cpu::linear_cost};
 Slot<void(const Dst&, In)> sum_rows{"sum_rows", cpu::cpu_sum_rows};
 
 }  // namespace cairn::kernels

@@ -262,11 +262,30 @@ void cpu_clip_by_value(DType dtype, GradRuns runs, double bound) {
   });
 }
 
+// Parameters, gradients and states: each element once.
+int64_t bytes_of(DType dtype, OptimRuns runs) {
+  const int64_t state_size = dtype == DType::f64 ? 8 : 4;
+  int64_t bytes = 0;
+  for (const OptimRun& run : runs) {
+    const auto states = std::count_if(std::begin(run.state), std::end(run.state),
+                                      [](const void* state) { return state != nullptr; });
+    bytes += run.numel * (2 * item_size(dtype) + states * state_size);
+  }
+  return bytes;
+}
+void sgd_cost(profiler::Work& work, DType dtype, OptimRuns runs, const SgdStep&) {
+  work.bytes += bytes_of(dtype, runs);
+}
+void adam_cost(profiler::Work& work, DType dtype, OptimRuns runs, const AdamStep&) {
+  work.bytes += bytes_of(dtype, runs);
+}
+
 }  // namespace
 }  // namespace cpu
 
-Slot<void(DType, OptimRuns, const SgdStep&)> sgd_step{"sgd_step", cpu::cpu_sgd_step};
-Slot<void(DType, OptimRuns, const AdamStep&)> adam_step{"adam_step", cpu::cpu_adam_step};
+Slot<void(DType, OptimRuns, const SgdStep&)> sgd_step{"sgd_step", cpu::cpu_sgd_step, cpu::sgd_cost};
+Slot<void(DType, OptimRuns, const AdamStep&)> adam_step{"adam_step", cpu::cpu_adam_step,
+                                                        cpu::adam_cost};
 Slot<void(Out, DType, GradRuns, double)> norm_partial{"norm_partial", cpu::cpu_norm_partial};
 Slot<void(Out, In, double)> norm_total{"norm_total", cpu::cpu_norm_total};
 Slot<void(DType, GradRuns, In, double)> clip_by_norm{"clip_by_norm", cpu::cpu_clip_by_norm};
