@@ -95,6 +95,7 @@ struct Options {
   uint64_t seed = 0;
   std::string data_root = {};
   std::string output = "runs/fashion-mnist";
+  std::string profile = {};
   bool resume = false;
 };
 
@@ -112,6 +113,8 @@ void add_options(CLI::App& app, Options& o) {
                  "folder with the dataset; else the distribution's package, else a download");
   app.add_option("--output", o.output, "folder for metrics.csv, result.json and checkpoints/")
       ->capture_default_str();
+  app.add_option("--profile", o.profile,
+                 "file for a trace of the training, for chrome://tracing; also prints a table");
   app.add_flag("--resume", o.resume, "go on from the last checkpoint in the output folder");
 }
 
@@ -175,6 +178,7 @@ void write_result(const Options& o, const trainer::Trainer& trainer, const StepT
 void train(const Options& o) {
   check_options(o);
   prepare_output(o.output);
+  if (!o.profile.empty()) AtomicFile(o.profile, "train");  // fails where no file can be made
   if (o.threads > 0) set_num_threads(o.threads);
   manual_seed(o.seed);
 
@@ -201,7 +205,8 @@ void train(const Options& o) {
                                               .enable_version_counter = false,
                                           }),
                                           trainer::ProgressBar()},
-                            .logger = trainer::CSVLogger({.dir = o.output})});
+                            .logger = trainer::CSVLogger({.dir = o.output}),
+                            .profiler = o.profile.empty() ? "" : "simple"});
   // An earlier run's result goes only now that everything is known to be good; a resumed run's
   // stays until its successor replaces it, as the checkpoint may still prove unusable.
   if (!o.resume) std::filesystem::remove(o.output + "/result.json");
@@ -210,6 +215,10 @@ void train(const Options& o) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::optional<double> train_loss = trainer.callback_metric("train_loss");
+  if (trainer.profile() != nullptr) {
+    trainer.profile()->write_chrome_trace(o.profile);
+    std::printf("%s", trainer.profile()->table().c_str());
+  }
 
   const double accuracy = trainer.test(model, test_loader).at("test_accuracy");
   write_result(o, trainer, *timer, accuracy, train_loss, seconds);

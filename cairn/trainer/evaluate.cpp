@@ -110,6 +110,7 @@ void Trainer::evaluate_stage(data::DataLoader& loader, int64_t batches) {
 
 void Trainer::evaluate(const Evaluation& kind, data::DataLoader& loader, int64_t batches) {
   if (batches == 0) return;
+  const profiler::Range range("evaluation");
   const NoGrad no_grad;
   evaluation_batches_ = batches;
   call_own(hooks::kTransfer, kind.eval);
@@ -119,7 +120,15 @@ void Trainer::evaluate(const Evaluation& kind, data::DataLoader& loader, int64_t
   call(kind.names.epoch_start, kind.epoch_start.callback, kind.epoch_start.module);
   int64_t batch_idx = 0;
   loader.set_epoch(0);  // an evaluation always sees its data in the same order
-  for (auto it = loader.begin(); it != loader.end(); ++it) {
+  const auto first = [&] {
+    const profiler::Range next("next_batch");
+    return loader.begin();
+  };
+  const auto advance = [](data::DataLoader::Iterator& it) {
+    const profiler::Range next("next_batch");
+    ++it;
+  };
+  for (auto it = first(); it != loader.end(); advance(it)) {
     evaluate_batch(kind, *it, batch_idx);
     check_interrupt();
     if (++batch_idx == batches) break;

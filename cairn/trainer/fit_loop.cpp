@@ -116,10 +116,13 @@ bool Trainer::run_batches() {
     if (validation_due()) validate_in_fit();
     if (progress_.batch >= train_batches_) return true;
     if (done()) return false;
-    if (next)
-      ++*next;
-    else
-      next.emplace(loader.begin());
+    {
+      const profiler::Range range("next_batch");
+      if (next)
+        ++*next;
+      else
+        next.emplace(loader.begin());
+    }
     check(*next != loader.end(), "fit: the training loader must give ", train_batches_,
           " batches, got ", progress_.batch);
     if (train_batch(**next) == EpochControl::skip_rest) return true;
@@ -141,6 +144,7 @@ bool Trainer::validates_once_per_epoch() const {
 }
 
 EpochControl Trainer::train_batch(Batch batch) {
+  const profiler::Range range("train_batch");
   batch = transfer(std::move(batch));
   const int64_t batch_idx = progress_.batch;
   metrics_.begin_batch(false);
@@ -188,7 +192,10 @@ Tensor Trainer::forward_backward(const Batch& batch, int64_t batch_idx, bool clo
   }
   call(hooks::kBeforeBackward, &Callback::on_before_backward, &TrainingModule::on_before_backward,
        scaled);
-  strategy_->backward(scaled, closes_window);
+  {
+    const profiler::Range range(hooks::kBackward.name);
+    strategy_->backward(scaled, closes_window);
+  }
   ++progress_.window;
   call(hooks::kAfterBackward, &Callback::on_after_backward, &TrainingModule::on_after_backward);
   return detach(loss);
@@ -200,7 +207,10 @@ void Trainer::step_optimizer() {
        &TrainingModule::on_before_optimizer_step, optimizer);
   call_own(hooks::kGradientClipping, &TrainingModule::configure_gradient_clipping, optimizer,
            options_.gradient_clip_val, options_.gradient_clip_algorithm);
-  strategy_->optimizer_step(optimizer);
+  {
+    const profiler::Range range(hooks::kOptimizerStep.name);
+    strategy_->optimizer_step(optimizer);
+  }
   ++progress_.global_step;
   progress_.window = 0;
   stepped_ = true;

@@ -99,6 +99,8 @@ void check_options(const TrainerOptions& o) {
           "Trainer: gradient_clip_val must be finite and at least 0, got ", *o.gradient_clip_val);
   check(o.gradient_clip_algorithm == "norm" || o.gradient_clip_algorithm == "value",
         "Trainer: gradient_clip_algorithm must be norm or value, got ", o.gradient_clip_algorithm);
+  check(o.profiler.empty() || o.profiler == "simple",
+        "Trainer: profiler must be simple or empty, got ", o.profiler);
   for (const auto& callback : o.callbacks)
     check(static_cast<bool>(callback), "Trainer: callbacks must not be null");
 }

@@ -137,6 +137,9 @@ struct TrainerOptions {
   int64_t accumulate_grad_batches = 1;
   std::optional<double> gradient_clip_val = {};
   std::string gradient_clip_algorithm = "norm";  // "norm", "value"
+
+  // "simple": each run is recorded, kernel by kernel and hook by hook; see Trainer::profile().
+  std::string profiler = {};
 };
 
 // Throws Error `Trainer: option must be …, got …`.

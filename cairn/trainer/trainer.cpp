@@ -121,6 +121,8 @@ void Trainer::run(Stage stage, TrainingModule& model, const Loaders& loaders,
 
 void Trainer::begin(Stage stage, TrainingModule& model, const Loaders& loaders) {
   check(model.trainer_ == nullptr, stage, ": model must not be in another trainer's run");
+  profile_.reset();
+  if (options_.profiler == "simple") profile_ = std::make_unique<profiler::Profile>();
   stage_ = stage;
   model_ = &model;
   loaders_ = loaders;
@@ -208,6 +210,7 @@ void Trainer::handle_exception(const std::exception& error, std::string_view sta
 }
 
 void Trainer::clean_up(std::string_view status) {
+  if (profile_) profile_->stop();
   metrics_.context = {};
   model_->restore_modes();
   model_->trainer_ = nullptr;

@@ -17,6 +17,7 @@
 
 #include "cairn/data/data_loader.h"
 #include "cairn/optim/config.h"
+#include "cairn/tensor/profiler.h"
 #include "cairn/trainer/callback.h"
 #include "cairn/trainer/checkpoint.h"
 #include "cairn/trainer/data_module.h"
@@ -118,6 +119,9 @@ class Trainer {
   // The first logger's folder, else default_root_dir.
   std::string log_dir() const;
 
+  // The recording of the last run, stopped at its end; null without the option `profiler`.
+  const profiler::Profile* profile() const { return profile_.get(); }
+
   // Says something that is no error, once per run: kept here and told to the callbacks.
   void warn(const std::string& text);
   const std::vector<std::string>& warnings() const { return warnings_; }
@@ -179,6 +183,7 @@ class Trainer {
   template <class... CbArgs, class R, class... OwnArgs, class... Args>
   R call(const Hook& hook, void (Callback::*of_callback)(Trainer&, TrainingModule&, CbArgs...),
          R (TrainingModule::*of_module)(OwnArgs...), Args&&... args) {
+    const profiler::Range range(hook.name);
     enter(hook);
     for (const auto& c : callbacks_) (c.get()->*of_callback)(*this, *model_, args...);
     if constexpr (std::is_void_v<R>) {
@@ -193,6 +198,7 @@ class Trainer {
   // One function of the module alone.
   template <class R, class... OwnArgs, class... Args>
   R call_own(const Hook& hook, R (TrainingModule::*of_module)(OwnArgs...), Args&&... args) {
+    const profiler::Range range(hook.name);
     enter(hook);
     if constexpr (std::is_void_v<R>) {
       (model_->*of_module)(args...);
@@ -219,6 +225,7 @@ class Trainer {
   std::vector<Held<Callback>> callbacks_;
   MetricStore metrics_;
   Metrics result_;  // of the last evaluation
+  std::unique_ptr<profiler::Profile> profile_;
   std::vector<Tensor> predictions_;
   std::vector<std::string> warnings_;
   int64_t evaluation_batches_ = 0;

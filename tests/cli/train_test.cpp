@@ -79,6 +79,27 @@ TEST_CASE("cli: train writes its result, metrics and checkpoints, and resumes") 
   CHECK(std::filesystem::exists(output + "/result.json"));
 }
 
+TEST_CASE("cli: train --profile prints a table and writes a trace") {
+  TempFolder folder;
+  const std::string trace = folder.path("trace.json");
+  const Outcome r = train("--max-steps 2 --batch-size 4 --output '" + folder.path("run") +
+                          "' --profile '" + trace + "'");
+  INFO(r.err);
+  REQUIRE(r.status == 0);
+  for (const char* text : {"GFLOP/s", "\nconv2d_fwd ", "\ntraining_step ", "\ntest accuracy: 0."})
+    CHECK(r.out.find(text) != std::string::npos);
+  const json events = json::parse(read_bytes(trace)).at("traceEvents");
+  const auto steps = std::count_if(events.begin(), events.end(),
+                                   [](const json& e) { return e.at("name") == "training_step"; });
+  CHECK(steps == 2);
+
+  const Outcome nowhere = train("--profile '" + folder.path("no/such/file") + "' --output '" +
+                                folder.path("other") + "'");
+  CHECK(nowhere.status == 1);
+  CHECK(nowhere.err.find("train: '" + folder.path("no/such/file")) == 0);
+  CHECK(std::count(nowhere.err.begin(), nowhere.err.end(), '\n') == 1);
+}
+
 TEST_CASE("cli: train says what is wrong in one sentence, and starts nothing") {
   TempFolder folder;
   const std::string output = folder.path("run");
