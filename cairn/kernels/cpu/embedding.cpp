@@ -110,15 +110,12 @@ HWY_EXPORT(dropout_bf16);
 
 template <class T>
 DropoutFn<T> dropout_fn() {
-  static const DropoutFn<T> chosen = [] {
-    if constexpr (std::is_same_v<T, double>)
-      return HWY_DYNAMIC_DISPATCH(dropout_f64)();
-    else if constexpr (std::is_same_v<T, float>)
-      return HWY_DYNAMIC_DISPATCH(dropout_f32)();
-    else
-      return HWY_DYNAMIC_DISPATCH(dropout_bf16)();
-  }();
-  return chosen;
+  if constexpr (std::is_same_v<T, double>)
+    return HWY_DYNAMIC_DISPATCH(dropout_f64)();
+  else if constexpr (std::is_same_v<T, float>)
+    return HWY_DYNAMIC_DISPATCH(dropout_f32)();
+  else
+    return HWY_DYNAMIC_DISPATCH(dropout_bf16)();
 }
 
 constexpr int64_t kGrain = 1 << 14;  // elements worth another thread

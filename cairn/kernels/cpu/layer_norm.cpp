@@ -170,16 +170,13 @@ HWY_EXPORT(layer_norm_fns_f32);
 HWY_EXPORT(layer_norm_fns_bf16);
 
 template <class T>
-const LayerNormFns<T>& layer_norm_table() {
-  static const LayerNormFns<T> chosen = [] {
-    if constexpr (std::is_same_v<T, double>)
-      return HWY_DYNAMIC_DISPATCH(layer_norm_fns_f64)();
-    else if constexpr (std::is_same_v<T, float>)
-      return HWY_DYNAMIC_DISPATCH(layer_norm_fns_f32)();
-    else
-      return HWY_DYNAMIC_DISPATCH(layer_norm_fns_bf16)();
-  }();
-  return chosen;
+LayerNormFns<T> layer_norm_table() {
+  if constexpr (std::is_same_v<T, double>)
+    return HWY_DYNAMIC_DISPATCH(layer_norm_fns_f64)();
+  else if constexpr (std::is_same_v<T, float>)
+    return HWY_DYNAMIC_DISPATCH(layer_norm_fns_f32)();
+  else
+    return HWY_DYNAMIC_DISPATCH(layer_norm_fns_bf16)();
 }
 
 constexpr int64_t kGrain = 1 << 13;  // elements worth another thread
@@ -202,12 +199,13 @@ void cpu_layer_norm_fwd(Out y, Out mean, Out rstd, In x, In w, In b, double eps)
     whole.b = data_or_null<T>(b);
     whole.out = y.data<T>();
     whole.eps = eps;
+    const LayerNormFns<T> fns = layer_norm_table<T>();
     parallel_for(0, rows, kGrain / std::max<int64_t>(1, width) + 1, [&](int64_t lo, int64_t hi) {
       for (int64_t r = lo; r < hi; ++r) {
         LayerNormRow<T> row = whole;
         row.x += r * width;
         row.out += r * width;
-        layer_norm_table<T>().forward(row);
+        fns.forward(row);
         m[r] = row.mean;
         s[r] = row.rstd;
       }
@@ -246,6 +244,7 @@ void cpu_layer_norm_bwd(const Dst& dx, const Dst& dw, const Dst& db, Out work, I
     whole.add = dx.add;
     const Acc* m = mean.data<Acc>();
     const Acc* s = rstd.data<Acc>();
+    const LayerNormFns<T> fns = layer_norm_table<T>();
     parallel_for(0, blocks.count, 1 + kGrain / std::max<int64_t>(1, width * blocks.block),
                  [&](int64_t lo, int64_t hi) {
                    for (int64_t block = lo; block < hi; ++block) {
@@ -261,7 +260,7 @@ void cpu_layer_norm_bwd(const Dst& dx, const Dst& dw, const Dst& db, Out work, I
                        row.rstd = s[r];
                        row.dw = dw ? sums : nullptr;
                        row.db = db ? sums + width : nullptr;
-                       layer_norm_table<T>().backward(row);
+                       fns.backward(row);
                      }
                    }
                  });

@@ -124,16 +124,13 @@ HWY_EXPORT(loss_fns_f32);
 HWY_EXPORT(loss_fns_bf16);
 
 template <class T>
-const LossFns<T>& fns() {
-  static const LossFns<T> chosen = [] {
-    if constexpr (std::is_same_v<T, double>)
-      return HWY_DYNAMIC_DISPATCH(loss_fns_f64)();
-    else if constexpr (std::is_same_v<T, float>)
-      return HWY_DYNAMIC_DISPATCH(loss_fns_f32)();
-    else
-      return HWY_DYNAMIC_DISPATCH(loss_fns_bf16)();
-  }();
-  return chosen;
+LossFns<T> loss_table() {
+  if constexpr (std::is_same_v<T, double>)
+    return HWY_DYNAMIC_DISPATCH(loss_fns_f64)();
+  else if constexpr (std::is_same_v<T, float>)
+    return HWY_DYNAMIC_DISPATCH(loss_fns_f32)();
+  else
+    return HWY_DYNAMIC_DISPATCH(loss_fns_bf16)();
 }
 
 constexpr int64_t kBlock = 4096;  // elements of a block of a total, at least
@@ -266,13 +263,14 @@ void cpu_cross_entropy_fwd(Out loss, Out norms, Out denominator, In logits, In t
     const T* p = by_class ? nullptr : target.data<T>();
     const double divisor = cross_entropy_denominator(row, target, rows, params);
     *denominator.data<double>() = divisor;
+    const LossFns<T> fns = loss_table<T>();
     reduce_loss<T>(loss, rows, 4 * classes, params.reduction, divisor, [&](int64_t r) -> Acc {
       if (hot && hot[r] == params.ignore_index) {
         kept[2 * r] = kept[2 * r + 1] = 0;
         return 0;
       }
-      const Acc largest = fns<T>().largest(x + r * classes, classes);
-      const Acc log_sum = std::log(fns<T>().sum_exp(x + r * classes, classes, largest));
+      const Acc largest = fns.largest(x + r * classes, classes);
+      const Acc log_sum = std::log(fns.sum_exp(x + r * classes, classes, largest));
       kept[2 * r] = largest;
       kept[2 * r + 1] = log_sum;
       if (hot) return row.loss_of_class(x + r * classes, hot[r], largest, log_sum);
@@ -309,6 +307,7 @@ void cpu_cross_entropy_bwd(const Dst& dlogits, const Dst& dtarget, In dloss, In 
     const LossGradient<T> gradient(dloss, *denominator.data<double>(), params.reduction);
     Acc all_weights = 0;
     for (int64_t c = 0; c < classes; ++c) all_weights += row.weight_of(c);
+    const LossFns<T> fns = loss_table<T>();
     parallel_for(
         0, rows, std::max<int64_t>(1, kBlock / (4 * classes)), [&](int64_t lo, int64_t hi) {
           for (int64_t r = lo; r < hi; ++r) {
@@ -328,10 +327,10 @@ void cpu_cross_entropy_bwd(const Dst& dlogits, const Dst& dtarget, In dloss, In 
               for (int64_t c = 0; c < classes; ++c)
                 spread += row.keep * static_cast<Acc>(p[r * classes + c]) * row.weight_of(c);
             }
-            fns<T>().softmax_gradient({classes, x + r * classes, row.weight,
-                                       p ? p + r * classes : nullptr, hot ? hot[r] : 0, kept[2 * r],
-                                       kept[2 * r + 1], factor, spread, row.keep, row.smooth, out,
-                                       dlogits.add});
+            fns.softmax_gradient({classes, x + r * classes, row.weight,
+                                  p ? p + r * classes : nullptr, hot ? hot[r] : 0, kept[2 * r],
+                                  kept[2 * r + 1], factor, spread, row.keep, row.smooth, out,
+                                  dlogits.add});
           }
         });
   });

@@ -290,21 +290,18 @@ HWY_EXPORT(norm_fns_f32);
 HWY_EXPORT(norm_fns_bf16);
 
 template <class T>
-const NormFns<T>& norm_fns() {
-  static const NormFns<T> chosen = [] {
-    if constexpr (std::is_same_v<T, double>)
-      return HWY_DYNAMIC_DISPATCH(norm_fns_f64)();
-    else if constexpr (std::is_same_v<T, float>)
-      return HWY_DYNAMIC_DISPATCH(norm_fns_f32)();
-    else
-      return HWY_DYNAMIC_DISPATCH(norm_fns_bf16)();
-  }();
-  return chosen;
+NormFns<T> norm_fns() {
+  if constexpr (std::is_same_v<T, double>)
+    return HWY_DYNAMIC_DISPATCH(norm_fns_f64)();
+  else if constexpr (std::is_same_v<T, float>)
+    return HWY_DYNAMIC_DISPATCH(norm_fns_f32)();
+  else
+    return HWY_DYNAMIC_DISPATCH(norm_fns_bf16)();
 }
 
-template const NormFns<double>& norm_fns<double>();
-template const NormFns<float>& norm_fns<float>();
-template const NormFns<bfloat16>& norm_fns<bfloat16>();
+template NormFns<double> norm_fns<double>();
+template NormFns<float> norm_fns<float>();
+template NormFns<bfloat16> norm_fns<bfloat16>();
 
 }  // namespace cairn::kernels::cpu
 #endif  // HWY_ONCE

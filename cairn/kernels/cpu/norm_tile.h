@@ -47,6 +47,6 @@ struct NormFns {
 
 // The passes of the CPU target chosen at run time, for f64, f32 and bf16.
 template <class T>
-const NormFns<T>& norm_fns();
+NormFns<T> norm_fns();
 
 }  // namespace cairn::kernels::cpu

@@ -356,16 +356,13 @@ HWY_EXPORT(pool_fns_f32);
 HWY_EXPORT(pool_fns_bf16);
 
 template <class T>
-const PoolFns<T>& fns() {
-  static const PoolFns<T> chosen = [] {
-    if constexpr (std::is_same_v<T, double>)
-      return HWY_DYNAMIC_DISPATCH(pool_fns_f64)();
-    else if constexpr (std::is_same_v<T, float>)
-      return HWY_DYNAMIC_DISPATCH(pool_fns_f32)();
-    else
-      return HWY_DYNAMIC_DISPATCH(pool_fns_bf16)();
-  }();
-  return chosen;
+PoolFns<T> fns() {
+  if constexpr (std::is_same_v<T, double>)
+    return HWY_DYNAMIC_DISPATCH(pool_fns_f64)();
+  else if constexpr (std::is_same_v<T, float>)
+    return HWY_DYNAMIC_DISPATCH(pool_fns_f32)();
+  else
+    return HWY_DYNAMIC_DISPATCH(pool_fns_bf16)();
 }
 
 constexpr int64_t kGrain = 1 << 14;  // source elements worth another thread
