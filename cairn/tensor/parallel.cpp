@@ -4,13 +4,15 @@
 // its cache; only then does it take chunks from the others' shares.
 #include "cairn/tensor/parallel.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -35,27 +37,61 @@ void cpu_relax() {
 #endif
 }
 
+int default_threads() {
+  if (const char* text = std::getenv("CAIRN_NUM_THREADS")) {
+    int n = 0;
+    const char* const end = text + std::strlen(text);
+    const auto [stop, error] = std::from_chars(text, end, n);
+    check(error == std::errc() && stop == end && n >= 1 && n <= kMaxThreads,
+          "threads: CAIRN_NUM_THREADS must be 1 to ", kMaxThreads, ", got '", text, "'");
+    return n;
+  }
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
 class Pool {
  public:
-  explicit Pool(int threads) : shares_(static_cast<size_t>(threads)) {
+  Pool() {
+    pthread_atfork([] { pool().before_fork(); }, [] { pool().after_fork(false); },
+                   [] { pool().after_fork(true); });
+  }
+  ~Pool() { stop(); }
+  static Pool& pool() {
+    static Pool pool;
+    return pool;
+  }
+
+  // 0 before the first use.
+  int threads() const { return threads_.load(std::memory_order_relaxed); }
+
+  // Waits for a region that another thread runs.
+  void resize(int threads) {
+    const std::lock_guard lock(mutex_);
+    const int before = this->threads();
+    if (threads == before) return;
+    stop();
     try {
-      for (int i = 1; i < threads; ++i)
-        workers_.emplace_back([this, i] { work(static_cast<size_t>(i)); });
-    } catch (const std::exception& e) {  // the system's limit of threads
-      const size_t started = workers_.size() + 1;
-      stop();
-      fail("threads: the system must allow ", threads, ", got ", started, ": ", e.what());
+      start(threads);
+    } catch (...) {
+      if (before > 0) start(before);
+      throw;
     }
   }
 
-  ~Pool() { stop(); }
-
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  // The number of threads, which start now at the first use.
+  int started_threads() {
+    if (const int n = threads(); n > 0) return n;
+    const std::lock_guard lock(mutex_);
+    if (threads() == 0) start(wanted_ > 0 ? wanted_ : default_threads());
+    return threads();
+  }
 
   // False when another thread is using the pool.
   bool try_run(int64_t begin, int64_t end, int64_t chunk, detail::RangeFn fn, void* body) {
     std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock()) return false;
+    if (!lock.owns_lock() || shares_.size() < 2) return false;
     chunk_ = chunk;
     fn_ = fn;
     body_ = body;
@@ -83,7 +119,38 @@ class Pool {
     return true;
   }
 
+  // Around fork(): the child has none of the workers, so it starts its own when it first needs
+  // them. A region of another thread ends first; forking inside a region is only good for exec.
+  void before_fork() {
+    if (!inside_region) mutex_.lock();
+  }
+  void after_fork(bool child) {
+    if (child) {
+      parents_ = new std::vector<std::thread>(std::move(workers_));
+      workers_.clear();
+      running_.store(0);
+      wanted_ = threads();
+      threads_.store(0);
+    }
+    if (!inside_region) mutex_.unlock();
+  }
+
  private:
+  void start(int threads) {
+    shares_ = std::vector<Share>(static_cast<size_t>(threads));
+    stop_ = false;
+    try {
+      for (int i = 1; i < threads; ++i)
+        workers_.emplace_back(
+            [this, i, seen = epoch_.load()] { work(static_cast<size_t>(i), seen); });
+    } catch (const std::exception& e) {  // the system's limit of threads
+      const size_t started = workers_.size() + 1;
+      stop();
+      fail("threads: the system must allow ", threads, ", got ", started, ": ", e.what());
+    }
+    threads_.store(threads, std::memory_order_relaxed);
+  }
+
   void stop() {
     stop_ = true;
     epoch_.fetch_add(1);
@@ -116,8 +183,7 @@ class Pool {
     }
   }
 
-  void work(size_t thread) {
-    uint32_t seen = 0;
+  void work(size_t thread, uint32_t seen) {
     for (;;) {
       for (int i = 0; i < kSpins && epoch_.load(std::memory_order_acquire) == seen; ++i)
         cpu_relax();
@@ -129,7 +195,9 @@ class Pool {
     }
   }
 
-  std::mutex mutex_;
+  std::mutex mutex_;  // held while a region runs and while the workers change
+  std::atomic<int> threads_{0};
+  int wanted_ = 0;  // of a forked child: as many as its parent had
   std::vector<Share> shares_;
   int64_t chunk_ = 1;
   detail::RangeFn fn_ = nullptr;
@@ -140,57 +208,27 @@ class Pool {
   alignas(64) std::atomic<uint32_t> epoch_{0};
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
+  std::vector<std::thread>* parents_ = nullptr;  // in a forked child: never to be joined
 };
-
-int default_threads() {
-  if (const char* text = std::getenv("CAIRN_NUM_THREADS")) {
-    const int n = std::atoi(text);
-    if (n >= 1) return std::min(n, kMaxThreads);
-  }
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return std::max(1u, std::thread::hardware_concurrency());
-}
-
-std::mutex pool_mutex;
-std::unique_ptr<Pool>& pool_slot() {
-  static std::unique_ptr<Pool> pool;
-  return pool;
-}
-std::atomic<Pool*> current_pool{nullptr};
-
-Pool& pool() {
-  if (Pool* p = current_pool.load(std::memory_order_acquire)) return *p;
-  std::lock_guard lock(pool_mutex);
-  auto& slot = pool_slot();
-  if (!slot) slot = std::make_unique<Pool>(default_threads());
-  current_pool.store(slot.get(), std::memory_order_release);
-  return *slot;
-}
 
 }  // namespace
 
-int num_threads() { return pool().threads(); }
+int num_threads() { return Pool::pool().started_threads(); }
 
 void set_num_threads(int n) {
   check(n >= 1, "set_num_threads: n must be at least 1, got ", n);
   check(n <= kMaxThreads, "set_num_threads: n must be at most ", kMaxThreads, ", got ", n);
   check(!inside_region, "set_num_threads: must not be called inside a parallel region");
-  std::lock_guard lock(pool_mutex);
-  auto& slot = pool_slot();
-  if (slot && slot->threads() == n) return;
-  current_pool.store(nullptr, std::memory_order_release);
-  slot = std::make_unique<Pool>(n);
-  current_pool.store(slot.get(), std::memory_order_release);
+  Pool::pool().resize(n);
 }
 
 namespace detail {
 
 void parallel_run(int64_t begin, int64_t end, int64_t grain, RangeFn fn, void* body) {
   if (!inside_region) {
-    Pool& p = pool();
-    if (p.threads() > 1) {
-      const int64_t pieces = kChunksPerThread * p.threads();
+    Pool& p = Pool::pool();
+    if (const int threads = p.started_threads(); threads > 1) {
+      const int64_t pieces = kChunksPerThread * threads;
       const int64_t chunk = std::max({grain, (end - begin + pieces - 1) / pieces, int64_t{1}});
       if (p.try_run(begin, end, chunk, fn, body)) return;
     }

@@ -10,9 +10,11 @@
 namespace cairn {
 
 // Threads used by parallel_for, the caller included. The default is the number of processors this
-// process may run on, or CAIRN_NUM_THREADS.
+// process may run on, or CAIRN_NUM_THREADS; a value of that which is no number from 1 to 1024 is an
+// Error at the first use.
 int num_threads();
-// n >= 1, else Error. Must not be called from inside a parallel region.
+// n from 1 to 1024, else Error. Must not be called from inside a parallel region; waits for one
+// that another thread runs.
 void set_num_threads(int n);
 
 namespace detail {
@@ -23,7 +25,8 @@ void parallel_run(int64_t begin, int64_t end, int64_t grain, RangeFn fn, void* b
 // Calls body(lo, hi) on disjoint chunks that cover [begin, end), each of at least `grain`
 // iterations (bar the last). Runs serially when the range is one grain, inside another parallel
 // region, or when another thread is using the pool. The first exception thrown by a body is thrown
-// here after all chunks ended.
+// here after all chunks ended. After fork() a child starts as many threads as its parent had;
+// inside a region, fork only to exec.
 template <class Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, Body&& body) {
   if (end <= begin) return;

@@ -1,6 +1,9 @@
 // The thread pool: every index once, exceptions, nesting, callers side by side.
 #include "cairn/tensor/parallel.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <stdexcept>
 #include <thread>
@@ -74,6 +77,82 @@ TEST_CASE("tensor: parallel_for inside another one and from several threads at o
     });
   for (auto& caller : callers) caller.join();
   CHECK(total == 4 * 200 * 64);
+}
+
+TEST_CASE("tensor: a forked child has as many threads, of its own") {
+  Threads scope(4);
+  const auto sum = [] {
+    std::atomic<int64_t> total{0};
+    parallel_for(0, 1000, 1, [&](int64_t lo, int64_t hi) { total += hi - lo; });
+    return total.load();
+  };
+  REQUIRE(sum() == 1000);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);  // a child that waits for its parent's threads ends here
+    const bool same = num_threads() == 4 && sum() == 1000 && sum() == 1000;
+    set_num_threads(2);
+    _exit(same && sum() == 1000 && num_threads() == 2 ? 0 : 1);
+  }
+  REQUIRE(child > 0);
+  int status = -1;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+  CHECK(num_threads() == 4);
+  CHECK(sum() == 1000);
+}
+
+TEST_CASE("tensor: fork waits for a region that another thread runs") {
+  Threads scope(3);
+  std::atomic<bool> done{false};
+  std::atomic<int64_t> regions{0};
+  std::thread busy([&] {
+    while (!done) {
+      std::atomic<int64_t> total{0};
+      parallel_for(0, 64, 1, [&](int64_t lo, int64_t hi) { total += hi - lo; });
+      if (total == 64) ++regions;
+    }
+  });
+  while (regions == 0) std::this_thread::yield();
+  for (int round = 0; round < 10; ++round) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(60);
+      std::atomic<int64_t> total{0};
+      parallel_for(0, 64, 1, [&](int64_t lo, int64_t hi) { total += hi - lo; });
+      _exit(total == 64 ? 0 : 1);
+    }
+    int status = -1;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK(status == 0);
+  }
+  done = true;
+  busy.join();
+}
+
+TEST_CASE("tensor: the thread count may change while other threads compute") {
+  Threads scope(2);
+  std::atomic<bool> done{false};
+  std::atomic<int64_t> wrong{0}, regions{0};
+  std::vector<std::thread> busy;
+  for (int t = 0; t < 2; ++t)
+    busy.emplace_back([&] {
+      while (!done) {
+        std::atomic<int64_t> total{0};
+        parallel_for(0, 64, 1, [&](int64_t lo, int64_t hi) { total += hi - lo; });
+        if (total != 64) ++wrong;
+        ++regions;
+      }
+    });
+  while (regions == 0) std::this_thread::yield();
+  for (int round = 0; round < 100; ++round) {
+    set_num_threads(1 + round % 4);
+    CHECK(num_threads() == 1 + round % 4);
+  }
+  done = true;
+  for (auto& thread : busy) thread.join();
+  CHECK(wrong == 0);
 }
 
 TEST_CASE("tensor: the thread count is checked") {
