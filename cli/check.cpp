@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "cairn/kernels/target.h"
 #include "check/op_table.h"
 #include "cli/verbs.h"
 
@@ -78,6 +79,14 @@ Device wanted_device(const CheckOptions& options) {
   }
 }
 
+void set_target(const CheckOptions& options) {
+  try {
+    kernels::set_target(options.target);
+  } catch (const Error& error) {
+    throw UsageError{cat("check: ", error.what())};
+  }
+}
+
 void print_row(const std::string& op, const std::string& dtype, const std::string& device,
                const std::string& cases, const std::string& error, const std::string& allowed,
                const std::string& gradient, const std::string& verdict) {
@@ -106,6 +115,7 @@ int check_ops(const CheckOptions& options) {
   const auto entries = chosen_entries(options);
   const auto dtypes = wanted_dtypes(options);
   const Device device = wanted_device(options);
+  set_target(options);
   if (options.list) {
     print_list(entries);
     return 0;
@@ -131,6 +141,7 @@ int check_ops(const CheckOptions& options) {
   }
   if (rows == 0) throw UsageError{"check: these operators have no case in that dtype"};
   for (const auto& text : failures) std::printf("%s\n", text.c_str());
+  if (!options.target.empty()) std::printf("kernels: %s\n", kernels::current_target().c_str());
   std::printf("%d of %d rows passed\n", rows - failed, rows);
   return failed == 0 ? 0 : 1;
 }

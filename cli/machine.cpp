@@ -8,11 +8,11 @@
 #include <sstream>
 
 #include "cairn/data/mnist.h"
+#include "cairn/kernels/target.h"
 #include "cairn/tensor/device.h"
 #include "cairn/tensor/error.h"
 #include "cairn/tensor/parallel.h"
 #include "cli/verbs.h"
-#include "hwy/highway.h"
 
 namespace cairn::cli {
 namespace {
@@ -67,17 +67,6 @@ std::string join(const std::vector<std::string>& words) {
   return out;
 }
 
-// Highway calls AVX-512 "AVX3".
-std::vector<std::string> target_names(int64_t targets) {
-  std::vector<std::string> names;
-  for (int64_t bit = 1; bit > 0 && bit <= targets; bit <<= 1) {
-    if ((targets & bit) == 0) continue;
-    const std::string name = hwy::TargetName(bit);
-    names.push_back(name.rfind("AVX3", 0) == 0 ? "AVX-512" + name.substr(4) : name);
-  }
-  return names;
-}
-
 // Reads the set as training would, so that a damaged file shows here.
 std::string data_state() {
   try {
@@ -86,6 +75,23 @@ std::string data_state() {
     return cat("Fashion-MNIST found: ", train.size(), " + ", test.size(), " images");
   } catch (const Error& error) {
     return error.what();
+  }
+}
+
+std::string gpu_state() {
+  if (has_backend(DeviceType::cuda)) return "usable";
+  const bool driver = std::ifstream("/proc/driver/nvidia/version").good();
+  return driver ? "none in this build; the machine has an NVIDIA driver" : "none in this build";
+}
+
+// False, and the error, where CAIRN_NUM_THREADS is no number of threads.
+bool thread_state(std::string& text) {
+  try {
+    text = cat(num_threads(), " of ", get_nprocs(), " processors");
+    return true;
+  } catch (const Error& error) {
+    text = error.what();
+    return false;
   }
 }
 
@@ -105,15 +111,10 @@ std::string compiler_and_build() {
   return compiler + ", " + CAIRN_BUILD_TYPE;
 }
 
-std::vector<std::string> compiled_targets() { return target_names(HWY_TARGETS); }
-std::vector<std::string> usable_targets() {
-  return target_names(HWY_TARGETS & hwy::SupportedTargets());
-}
-
 int info() {
   print_line("version", CAIRN_VERSION);
   print_line("compiler", compiler_and_build());
-  print_line("targets", join(compiled_targets()));
+  print_line("targets", join(kernels::compiled_targets()));
   print_line("devices", has_backend(DeviceType::cuda) ? "cpu cuda" : "cpu");
   return 0;
 }
@@ -123,15 +124,19 @@ int doctor() {
   const std::string name = cpuinfo("model name");
   print_line("processor", name.empty() ? "unknown" : name);
   print_line("features", cpu_flags());
-  const auto targets = usable_targets();
+  const auto targets = kernels::usable_targets();
   print_line("kernels", cat(targets.empty() ? "none fits" : targets.front(), ", chosen from ",
-                            join(compiled_targets())));
-  print_line("threads", cat(num_threads(), " of ", get_nprocs(), " processors"));
+                            join(kernels::compiled_targets())));
+  print_line("BLAS", "none: matrix products and convolutions are Cairn's own");
+  print_openblas(cpu_flags());
+  std::string threads;
+  const bool threads_fit = thread_state(threads);
+  print_line("threads", threads);
   print_line("memory",
              cat(gib(meminfo("MemTotal")), ", ", gib(meminfo("MemAvailable")), " available"));
   print_line("data", data_state());
-  print_line("GPU", has_backend(DeviceType::cuda) ? "usable" : "none in this build");
-  return targets.empty() ? 1 : 0;
+  print_line("GPU", gpu_state());
+  return targets.empty() || !threads_fit ? 1 : 0;
 }
 
 }  // namespace cairn::cli

@@ -29,6 +29,8 @@ int main(int argc, char** argv) {
   check->add_option("op", options.ops, "Operators; all when none is given");
   check->add_option("--dtype", options.dtypes, "Only these: f64, f32, bf16, …")->delimiter(',');
   check->add_option("--device", options.device, "Where to run")->capture_default_str();
+  check->add_option("--target", options.target,
+                    "Instruction set of the kernels, as `cairn doctor` names them");
   check->add_flag("--list", options.list, "Only list the operators");
   check->callback([&] { verb = [&] { return check_ops(options); }; });
 

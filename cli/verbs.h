@@ -16,6 +16,7 @@ struct CheckOptions {
   std::vector<std::string> ops;     // empty: all
   std::vector<std::string> dtypes;  // empty: each op's own
   std::string device = "cpu";
+  std::string target;  // instruction set of the kernels; empty: the best
   bool list = false;
 };
 
@@ -25,10 +26,11 @@ int check_ops(const CheckOptions& options);
 
 // "GCC 12.2.0, Release"
 std::string compiler_and_build();
-// The instruction sets that kernels were compiled for and this processor has, best first.
-std::vector<std::string> usable_targets();
-// All that kernels were compiled for, best first.
-std::vector<std::string> compiled_targets();
+
+// The OpenBLAS that NumPy or a distribution's PyTorch would load here: its version and the kernels
+// it chose, with a warning where a processor with these flags could run better ones. Cairn does not
+// use it; comparisons with those that do suffer.
+void print_openblas(const std::string& cpu_flags);
 
 // One word and its text, in two columns.
 void print_line(const std::string& word, const std::string& text);

@@ -19,9 +19,10 @@ struct Outcome {
   std::string err;
 };
 
-Outcome cairn_program(const std::string& arguments) {
+// `environment`: "NAME=value …", before the command.
+Outcome cairn_program(const std::string& arguments, const std::string& environment = "") {
   TempFolder folder;
-  const std::string command = std::string("'") + CAIRN_BIN_DIR + "/cairn' " + arguments + " >'" +
+  const std::string command = environment + " '" + CAIRN_BIN_DIR + "/cairn' " + arguments + " >'" +
                               folder.path("out") + "' 2>'" + folder.path("err") + "' </dev/null";
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_bytes(folder.path("out")),
@@ -49,8 +50,8 @@ TEST_CASE("cli: help and version are on standard output") {
 
 TEST_CASE("cli: mistakes in the command line end with status 2 and one line") {
   for (const char* arguments :
-       {"", "dance", "check --dtype f16", "check --device tpu", "check no_such_op", "info extra",
-        "check relu --speed", "check relu --dtype i64"}) {
+       {"", "dance", "check relu --target mmx", "check --dtype f16", "check --device tpu",
+        "check no_such_op", "info extra", "check relu --speed", "check relu --dtype i64"}) {
     const Outcome r = cairn_program(arguments);
     INFO(arguments << ": " << r.err);
     CHECK(r.status == 2);
@@ -76,10 +77,54 @@ TEST_CASE("cli: info and doctor print plain lines") {
   CHECK(contains(info.out, "compiler    "));
   const Outcome doctor = cairn_program("doctor");
   CHECK(doctor.status == 0);
-  for (const char* word : {"processor", "features", "kernels", "threads", "memory", "data", "GPU"})
+  for (const char* word :
+       {"processor", "features", "kernels", "BLAS", "OpenBLAS", "threads", "memory", "data", "GPU"})
     CHECK(contains(doctor.out, std::string("\n") + word + " "));
   CHECK_FALSE(contains(doctor.out, "\x1b"));
   CHECK(doctor.err.empty());
+}
+
+TEST_CASE("cli: doctor warns of an OpenBLAS that does not know the processor") {
+  const Outcome r =
+      cairn_program("doctor", std::string("LD_LIBRARY_PATH='") + CAIRN_OLD_OPENBLAS + "'");
+  INFO(r.out << r.err);
+  CHECK(r.status == 0);
+  CHECK(contains(r.out,
+                 "OpenBLAS 0.3.21 DYNAMIC_ARCH Prescott MAX_THREADS=64, kernels for Prescott\n"));
+  const bool better = contains(r.out, " avx2");
+  CHECK(contains(r.out, "\nwarning ") == better);
+  CHECK(contains(r.out, "OPENBLAS_CORETYPE=") == better);
+}
+
+TEST_CASE("cli: a CAIRN_NUM_THREADS that is no number of threads is an error") {
+  for (const char* value : {"abc", "0", "-1", "2x", "1025", "99999999999", ""}) {
+    const std::string environment = std::string("CAIRN_NUM_THREADS='") + value + "'";
+    const std::string text =
+        std::string("threads: CAIRN_NUM_THREADS must be 1 to 1024, got '") + value + "'\n";
+    INFO(value);
+    const Outcome doctor = cairn_program("doctor", environment);
+    CHECK(doctor.status == 1);
+    CHECK(contains(doctor.out, "\nthreads     " + text));
+    CHECK(contains(doctor.out, "\nGPU "));  // the rest is there too
+    const Outcome check = cairn_program("check relu", environment);
+    CHECK(check.status == 1);
+    CHECK(check.err == "cairn: " + text);
+  }
+  CHECK(contains(cairn_program("doctor", "CAIRN_NUM_THREADS=3").out, "\nthreads     3 of "));
+}
+
+TEST_CASE("cli: check runs on the instruction set it is told") {
+  const std::string doctor = cairn_program("doctor").out;
+  for (const char* name : {"AVX2", "SSE2", "NEON"}) {
+    if (!contains(doctor, name)) continue;
+    const Outcome r =
+        cairn_program(std::string("check relu matmul softmax --dtype f32 --target ") + name);
+    INFO(name << r.out << r.err);
+    if (contains(r.err, "set_target: name must be one of ")) continue;  // compiled, not usable here
+    CHECK(r.status == 0);
+    CHECK(contains(r.out, std::string("kernels: ") + name + "\n"));
+    CHECK(contains(r.out, "3 of 3 rows passed\n"));
+  }
 }
 
 TEST_CASE("cli: check prints one row per operator and dtype") {
