@@ -117,7 +117,7 @@ void ParameterArena::pack() {
     const Tensor data(data_.storage(), dtype, p.shape(), strides, offsets_[i]);
     raw::copy_(data, p);
     p.set_data(data);
-    set_grad_memory(p, Tensor(grads_.storage(), dtype, p.shape(), strides, offsets_[i]));
+    set_grad_memory(p, Tensor(grads_.storage(), dtype, p.shape(), strides, offsets_[i]), true);
   }
 }
 

@@ -302,7 +302,7 @@ void zero_grad(std::span<const Tensor> leaves) {
   for (const Tensor& leaf : leaves) zero_grad(leaf);
 }
 
-void set_grad_memory(const Tensor& leaf, const Tensor& memory) {
+void set_grad_memory(const Tensor& leaf, const Tensor& memory, bool zeros) {
   AutogradMeta* meta = autograd_meta(leaf);
   check(meta && !meta->node, "set_grad_memory: tensor must be a leaf that requires a gradient");
   check(memory.shape() == leaf.shape() && memory.dtype() == leaf.dtype(),
@@ -311,6 +311,9 @@ void set_grad_memory(const Tensor& leaf, const Tensor& memory) {
   if (meta->has_grad) raw::copy_(memory, meta->grad);
   meta->grad = memory;
   meta->zeros.clear();
+  if (!zeros || meta->has_grad) return;
+  meta->zeros.push_back({0, memory.numel()});
+  meta->zeros_version = memory.version();
 }
 
 void set_grad(const Tensor& leaf, const Tensor& value) {

@@ -30,8 +30,9 @@ void keep_grad_zeros(const Tensor& leaf);
 // Forgets the gradient; its memory is kept and overwritten by the next backward.
 void zero_grad(const Tensor& leaf);
 void zero_grad(std::span<const Tensor> leaves);
-// Gives a leaf its gradient memory (of its shape, dtype and device), as an arena does.
-void set_grad_memory(const Tensor& leaf, const Tensor& memory);
+// Gives a leaf its gradient memory (of its shape, dtype and device), as an arena does. `zeros`: the
+// memory holds zeros.
+void set_grad_memory(const Tensor& leaf, const Tensor& memory, bool zeros = false);
 // Sets a leaf's gradient to a copy of `value`.
 void set_grad(const Tensor& leaf, const Tensor& value);
 

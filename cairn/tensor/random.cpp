@@ -30,26 +30,45 @@ void draw(const Tensor& t, const char* op, Generator& generator, Value&& value, 
   const bool wide = t.dtype() == DType::f64;
   const uint64_t offset = generator.reserve(wide ? checked_mul(4, n, op) : n);
   const uint64_t seed = generator.seed();
-  const Tensor host = t.is_contiguous() && t.device() == kCPU ? t : empty(t.shape(), {t.dtype()});
-  // Whole blocks of words, so that chunks may be cut anywhere between them.
-  parallel_for(0, (n + 3) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
-    const int64_t lo = 4 * first, hi = std::min(4 * last, n);
+  // Elements [lo, hi) in row-major order; lo is a multiple of 4, the start of a block of words.
+  const auto stretch = [&](const Tensor& out, int64_t at, int64_t lo, int64_t hi) {
     if (wide) {
+      double* const to = out.data<double>() + at;
       for (int64_t i = lo; i < hi; ++i)
-        host.data<double>()[i] = value(philox(seed, offset + static_cast<uint64_t>(i)));
+        to[i - lo] = value(philox(seed, offset + static_cast<uint64_t>(i)));
     } else if (t.dtype() == DType::f32) {
-      fill(host.data<float>() + lo, lo, hi, seed, offset);
+      fill(out.data<float>() + at, lo, hi, seed, offset);
     } else {
       constexpr int64_t kBlock = 1024;
       float block[kBlock];
+      bfloat16* const to = out.data<bfloat16>() + at;
       for (int64_t i = lo; i < hi; i += kBlock) {
         const int64_t end = std::min(i + kBlock, hi);
         fill(block, i, end, seed, offset);
-        for (int64_t j = i; j < end; ++j) host.data<bfloat16>()[j] = bfloat16(block[j - i]);
+        for (int64_t j = i; j < end; ++j) to[j - lo] = bfloat16(block[j - i]);
       }
     }
-  });
-  if (!host.same_as(t)) raw::copy_(t, host);
+  };
+  if (t.device() == kCPU && !t.is_contiguous()) {
+    // By rows of the first dimension, through a piece that stays in cache.
+    constexpr int64_t kRows = 16;
+    const int64_t rows = t.size(0);
+    parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t lo = i * kRows, hi = std::min(lo + kRows, rows);
+        const Tensor place = raw::slice(t, 0, lo, hi);
+        const Tensor piece = empty(place.shape(), {t.dtype()});
+        stretch(piece, 0, lo * (n / rows), hi * (n / rows));
+        raw::copy_(place, piece);
+      }
+    });
+  } else {
+    const Tensor host = t.device() == kCPU ? t : empty(t.shape(), {t.dtype()});
+    parallel_for(0, (n + 3) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
+      stretch(host, 4 * first, 4 * first, std::min(4 * last, n));
+    });
+    if (!host.same_as(t)) raw::copy_(t, host);
+  }
   t.bump_version(op);
 }
 

@@ -230,7 +230,7 @@ void settle_dead_taps(const WeightProblem<T>& p, const std::vector<int64_t>& tap
   const int64_t size = p.k * p.g.co;
   for (int64_t tap : taps) append_range(dead, {tap * size, (tap + 1) * size});
   if (zeros != nullptr && *zeros == dead) return;
-  if (!add) zero_taps(p, taps, dw);
+  if (!add && (zeros == nullptr || intersection(*zeros, dead) != dead)) zero_taps(p, taps, dw);
   if (zeros != nullptr) *zeros = add ? intersection(*zeros, dead) : dead;
 }
 
