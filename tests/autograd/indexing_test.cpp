@@ -1,6 +1,7 @@
 // Indexing and views beyond the op table: results that are integers, sharing of memory, layouts.
 #include "cairn/autograd/ops/indexing.h"
 
+#include <cmath>
 #include <functional>
 #include <vector>
 
@@ -56,6 +57,26 @@ TEST_CASE("autograd: argsort and sort of integers and bool") {
   CHECK(list<int64_t>(argsort(x, 0, true)) == std::vector<int64_t>{0, 2, 3, 1});
   CHECK(list<bool>(sort(tensor<bool>({true, false, true})).first) ==
         std::vector<bool>{false, true, true});
+}
+
+TEST_CASE("autograd: sort puts NaN last, keeps ties in order, and takes both zeros for equal") {
+  const float nan = std::nanf(""), inf = INFINITY;
+  const Tensor x = tensor<float>({0.0f, nan, -inf, -0.0f, 2, -nan, inf, -1, 2, 0.0f});
+  const std::vector<int64_t> up{2, 7, 0, 3, 9, 4, 8, 6, 1, 5};
+  const std::vector<int64_t> down{1, 5, 6, 4, 8, 0, 3, 9, 7, 2};
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f64}) {
+    CHECK(list<int64_t>(argsort(to(x, dtype))) == up);
+    CHECK(list<int64_t>(argsort(to(x, dtype), 0, true)) == down);
+    CHECK(list<int64_t>(topk(to(x, dtype), 4, 0, true).second) ==
+          std::vector<int64_t>(down.begin(), down.begin() + 4));
+    CHECK(list<int64_t>(topk(to(x, dtype), 4, 0, false).second) ==
+          std::vector<int64_t>(up.begin(), up.begin() + 4));
+  }
+  const Tensor sorted = sort(x).first;
+  CHECK(std::signbit(sorted.data<float>()[3]));  // -0 itself, not the zero it equals
+  const Tensor i = tensor<int32_t>({3, -1, INT32_MIN, INT32_MAX, 0, -1});
+  CHECK(list<int64_t>(argsort(i)) == std::vector<int64_t>{2, 1, 5, 4, 0, 3});
+  CHECK(list<int64_t>(argsort(i, 0, true)) == std::vector<int64_t>{3, 0, 4, 1, 5, 2});
 }
 
 TEST_CASE("autograd: views share memory, copies do not") {
