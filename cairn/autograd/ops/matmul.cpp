@@ -14,6 +14,14 @@ namespace {
 DType compute_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
 Tensor to_compute(const Tensor& t) { return raw::to(t, compute_dtype(t.dtype())); }
 
+// As the raw views, which cost as much as a small product, where they change something.
+Tensor reshaped(const Tensor& t, const Shape& shape) {
+  return t.shape() == shape ? t : raw::reshape(t, shape);
+}
+Tensor expanded(const Tensor& t, const Shape& shape) {
+  return t.shape() == shape ? t : raw::expand(t, shape);
+}
+
 Tensor transposed(const Tensor& t) { return raw::transpose(t, -1, -2); }
 
 Shape leading(const Shape& shape) {
@@ -45,15 +53,18 @@ void product_into(Grads& g, size_t input, const Shape& matrix, const Tensor& a, 
                             a.size(-2), b.size(-1));
   Shape strides;
   Dst place;
-  if (raw::view_strides(t, matrix, strides)) place = {raw::view(t, matrix), dst.add};
+  if (t.shape() == matrix)
+    place = dst;
+  else if (raw::view_strides(t, matrix, strides))
+    place = {raw::view(t, matrix), dst.add};
   if (!place || !is_writable(place.tensor, a.dtype()))
     place = {empty(matrix, {a.dtype(), a.device()}), false};
   const bool direct = place.tensor.storage() == t.storage();
   // Without a single product nothing would be written.
   if (numel_of(full) == 0 && !place.add) raw::fill_(place.tensor, 0);
-  kernels::matmul(a.device(), Dst{raw::expand(place.tensor, full), place.add},
-                  raw::expand(a, joined(leading(full), a.size(-2), a.size(-1))),
-                  raw::expand(b, joined(leading(full), b.size(-2), b.size(-1))));
+  kernels::matmul(a.device(), Dst{expanded(place.tensor, full), place.add},
+                  expanded(a, joined(leading(full), a.size(-2), a.size(-1))),
+                  expanded(b, joined(leading(full), b.size(-2), b.size(-1))));
   if (!direct) kernels::accumulate_to(a.device(), dst, raw::view(place.tensor, t.shape()));
 }
 
@@ -89,17 +100,17 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
   if (b.dim() == 1) result.erase(result.size() - 1);
   if (a.dim() == 1) result.erase(result.size() - (b.dim() == 1 ? 1 : 2));
 
-  const Tensor left = raw::reshape(a, a_matrix), right = raw::reshape(b, b_matrix);
+  const Tensor left = reshaped(a, a_matrix), right = reshaped(b, b_matrix);
   const Tensor y = empty(full, {compute_dtype(a.dtype()), a.device()});
   kernels::matmul(
       a.device(), Dst{y, false},
-      raw::expand(to_compute(left), joined(leading(full), left.size(-2), left.size(-1))),
-      raw::expand(to_compute(right), joined(leading(full), right.size(-2), right.size(-1))));
+      expanded(to_compute(left), joined(leading(full), left.size(-2), left.size(-1))),
+      expanded(to_compute(right), joined(leading(full), right.size(-2), right.size(-1))));
   return record(
-      "matmul", raw::view(raw::to(y, a.dtype()), result), {a, b},
+      "matmul", reshaped(raw::to(y, a.dtype()), result), {a, b},
       [a = requires_grad(b) ? Saved(left) : Saved(), b = requires_grad(a) ? Saved(right) : Saved(),
        a_matrix, b_matrix, full](Grads& g) {
-        const Tensor dy = to_compute(raw::reshape(g.out(), full));
+        const Tensor dy = to_compute(reshaped(g.out(), full));
         if (b.defined()) product_into(g, 0, a_matrix, dy, transposed(to_compute(b.get("matmul"))));
         if (a.defined()) product_into(g, 1, b_matrix, transposed(to_compute(a.get("matmul"))), dy);
       });
@@ -128,14 +139,14 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   result[result.size() - 1] = out;
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < result.size(); ++i) rows *= result[i];
-  const Tensor matrix = raw::reshape(x, {rows, in});
+  const Tensor matrix = reshaped(x, {rows, in});
   const Tensor y = empty({rows, out}, {compute_dtype(x.dtype()), x.device()});
   kernels::linear_fwd(x.device(), y, to_compute(matrix), to_compute(weight),
                       bias.defined() ? to_compute(raw::contiguous(bias)) : bias);
-  return record("linear", raw::view(raw::to(y, x.dtype()), result), {x, weight, bias},
+  return record("linear", reshaped(raw::to(y, x.dtype()), result), {x, weight, bias},
                 [x = requires_grad(weight) ? Saved(matrix) : Saved(),
                  w = requires_grad(x) ? Saved(weight) : Saved(), rows, in, out](Grads& g) {
-                  const Tensor dy = to_compute(raw::contiguous(raw::reshape(g.out(), {rows, out})));
+                  const Tensor dy = to_compute(raw::contiguous(reshaped(g.out(), {rows, out})));
                   if (w.defined()) product_into(g, 0, {rows, in}, dy, to_compute(w.get("linear")));
                   if (x.defined())
                     product_into(g, 1, {out, in}, transposed(dy), to_compute(x.get("linear")));
