@@ -149,9 +149,12 @@ TEST_CASE("kernels: no kernel keeps what a dispatch chose") {
       const size_t end_before = text.rfind("\n}", at);  // of the function before
       const size_t start = end_before == std::string::npos ? 0 : end_before;
       const std::string body = text.substr(start, at - start);
-      if (body.find("  static ") != std::string::npos ||
-          body.find("  thread_local ") != std::string::npos)
-        return true;
+      for (const std::string word : {"  static ", "  thread_local "}) {
+        const size_t variable = body.find(word);
+        if (variable == std::string::npos) continue;
+        const size_t next = body.find_first_of("=({;", variable);
+        if (next != std::string::npos && body[next] == '=') return true;
+      }
     }
     return false;
   };
