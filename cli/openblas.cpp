@@ -70,9 +70,9 @@ void print_openblas(const std::string& cpu_flags) {
   const Offer offer = offer_of(cpu_flags);
   const auto level = level_of_core(core);
   if (level && *level < offer.level)
-    print_line("warning", cat("OpenBLAS does not know this processor and takes its ", core,
-                              " kernels: programs that use it (NumPy, PyTorch of Debian) are slow "
-                              "until OPENBLAS_CORETYPE=",
+    print_line("warning", cat("OpenBLAS takes its ", core,
+                              " kernels, a fraction of what this processor can do: programs that "
+                              "use it (NumPy, PyTorch of Debian) are slow until OPENBLAS_CORETYPE=",
                               offer.core, " is set"));
 }
 
