@@ -1,6 +1,6 @@
 // Random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-// SC11). Invariant: element i of a draw depends on seed, offset and i alone, so the numbers are the
-// same for every thread count and device.
+// SC11). Invariant: element i of a draw depends on seed, offset, dtype and i alone, so the numbers
+// are the same for every thread count and device; normal ones to rounding between instruction sets.
 #pragma once
 
 #include <array>

@@ -6,12 +6,13 @@
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 
+#include <hwy/contrib/math/math-inl.h>
+
 #include <algorithm>
 #include <cstring>
 
 #include "cairn/tensor/random.h"
 #include "cairn/tensor/random_fill.h"
-#include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace cairn::detail {
