@@ -5,7 +5,6 @@ within the row's tolerance; otherwise it has a note that says why. Ratio is cair
 """
 
 import math
-import os
 import shlex
 import statistics
 import sys

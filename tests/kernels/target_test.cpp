@@ -46,10 +46,7 @@ nn::ResNetConfig small_resnet(DType dtype) {
 
 // Drawn once: draws differ by dtype, and by rounding between targets.
 struct Start {
-  Start() {
-    manual_seed(12);
-    x = randn({16, 1, 28, 28});
-  }
+  Start() : x((manual_seed(12), randn({16, 1, 28, 28}))) {}
   Tensor x;
   nn::ResNet model{small_resnet(DType::f32)};
 };
