@@ -142,9 +142,11 @@ std::vector<ParameterArena> pack_parameters(std::span<const Tensor> parameters) 
     group->push_back(p);
   }
   std::vector<ParameterArena> arenas;
-  for (const auto& group : groups) arenas.emplace_back(group);
-  // The parameters' old blocks are of sizes that nothing else has.
   for (const auto& group : groups) {
+    const void* before = group[0].storage().get();
+    arenas.emplace_back(group);
+    if (group[0].storage().get() == before) continue;
+    // The parameters' old blocks are of sizes that nothing else has.
     const Device device = group[0].device();
     backend_of(device.type, "pack_parameters").allocator(device)->release_cached();
   }

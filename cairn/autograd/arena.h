@@ -38,6 +38,8 @@ class ParameterArena {
   // From the first parameter in memory to the last: 1-d, gaps included. A view of a part of a
   // bigger arena may cover parameters that were not given; runs() does not.
   const Tensor& data() const { return data_; }
+  // Whoever writes into grads() by pointer or raw:: calls its bump_version: parts may be trusted to
+  // hold zeros.
   const Tensor& grads() const { return grads_; }
   // The parameters given as maximal stretches in order of memory; one where they are neighbours.
   const std::vector<Run>& runs() const { return runs_; }
@@ -55,7 +57,8 @@ class ParameterArena {
 };
 
 // One arena for each dtype and device among the parameters that require a gradient, in order of
-// first appearance. Frozen parameters stay where they are.
+// first appearance. Frozen parameters stay where they are. Where parameters move, their device's
+// cached memory goes back to the system.
 std::vector<ParameterArena> pack_parameters(std::span<const Tensor> parameters);
 
 }  // namespace cairn

@@ -36,8 +36,9 @@ struct AutogradMeta : GradMeta {
   // backward runs.
   Tensor grad;
   bool has_grad = false;
-  // Leaf only. Zeros in grad's memory, as long as its version is zeros_version: whoever may write
-  // there unseen (a holder of grad()'s handle, a hook) ends that trust.
+  // Leaf only. Zeros in grad's memory, as long as its version is zeros_version. Handing the
+  // gradient out (grad(), hooks) ends that trust; other views of the memory bump the version when
+  // they write.
   kernels::ZeroRanges zeros;
   uint32_t zeros_version = 0;
   // Leaf only: fires once per backward, after the last contribution.

@@ -19,6 +19,7 @@ struct Dst {
   Tensor tensor;
   bool add = false;
   // Where given: what the kernel finds as zeros in the memory and need not write, and leaves there.
+  // A kernel that does not care clears it.
   ZeroRanges* zeros = nullptr;
   explicit operator bool() const { return tensor.defined(); }
 };

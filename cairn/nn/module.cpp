@@ -152,8 +152,9 @@ void Module::to(Device device) {
     if (p.device() == device) continue;
     p.set_data(moved(p, device));
     AutogradMeta* meta = autograd_meta(p);
-    if (meta != nullptr && meta->grad.defined())
-      meta->grad = meta->has_grad ? moved(meta->grad, device) : Tensor{};
+    if (meta == nullptr || !meta->grad.defined()) continue;
+    meta->grad = meta->has_grad ? moved(meta->grad, device) : Tensor{};
+    meta->zeros.clear();
   }
   for (const Tensor& b : buffers())
     if (b.device() != device) b.set_data(moved(b, device));

@@ -27,17 +27,18 @@ struct Gradients {
   std::vector<Tensor> tensors;
   std::vector<Tensor> parameters;  // the tensors' owners
   Device device;
+  bool has_zeros = false;
 
   Gradients(const char* op, std::span<const Tensor> all);
   void add(const Tensor& grad, const kernels::ZeroRanges& zeros);
   // After the kernels changed the gradients.
-  void finish(const char* op) const {
+  void finish(const char* op, bool zeros_stay = true) const {
     for (const auto& [grad, copy] : copies) raw::copy_(grad, copy);
     std::vector<char> known;
     for (const Tensor& p : parameters) known.push_back(!grad_zeros(p).empty());
     for (const Tensor& grad : tensors) grad.bump_version(op);
     for (size_t i = 0; i < known.size(); ++i)
-      if (known[i]) keep_grad_zeros(parameters[i]);
+      if (known[i] && zeros_stay) keep_grad_zeros(parameters[i]);
   }
 };
 
@@ -52,6 +53,7 @@ Gradients::Gradients(const char* op, std::span<const Tensor> all) {
     tensors.push_back(g);
     parameters.push_back(p);
     add(g, grad_zeros(p));
+    has_zeros |= !grad_zeros(p).empty();
   }
 }
 
@@ -117,9 +119,12 @@ Tensor clip_grad_norm_(std::span<const Tensor> parameters, double max_norm, doub
     const double value = total.item();
     check(std::isfinite(value), op, ": total norm must be finite, got ", value);
   }
+  // A norm of NaN spreads to every gradient; otherwise zeros stay zeros.
+  const bool spreads = gradients.has_zeros && std::isnan(total.item());
   for (const auto& part : gradients.parts)
-    kernels::clip_by_norm(gradients.device, part.dtype, part.live, total, max_norm);
-  gradients.finish(op);
+    kernels::clip_by_norm(gradients.device, part.dtype, spreads ? part.runs : part.live, total,
+                          max_norm);
+  gradients.finish(op, !spreads);
   return total;
 }
 

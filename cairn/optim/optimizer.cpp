@@ -74,7 +74,8 @@ void Optimizer::add_params(std::vector<Tensor> params) {
     const AutogradMeta* meta = autograd_meta(p);
     check(meta == nullptr || !meta->node, name_, ": parameters must be leaves, got the output of ",
           meta != nullptr && meta->node ? meta->node->name : "");
-    group.slots.push_back({.param = std::move(p), .steps = 0, .states = {}, .idle = {}});
+    group.slots.push_back(
+        {.param = std::move(p), .steps = 0, .states = {}, .idle = {}, .looked_at = {}});
   }
   groups_.push_back(std::move(group));
 }
@@ -217,12 +218,16 @@ void Optimizer::step_group(size_t g, Batch& batch) {
 }
 
 // Sets slot.idle to the zeros of the gradient where the states are zeros as well. They are looked
-// at once; while the step leaves a stretch out, nothing else writes to it.
+// at when something changed; what a step leaves out stays as it is.
 void Optimizer::find_idle(Slot& slot, size_t states, bool idles) {
   static const kernels::ZeroRanges none;
   const bool readable = slot.param.device() == kCPU;
   const kernels::ZeroRanges& zeros = idles && readable ? grad_zeros(slot.param) : none;
-  if (zeros == slot.idle) return;
+  uint64_t looking_for = states << 32;
+  for (size_t k = 0; k < states; ++k) looking_for += slot.states[k].version();
+  if (zeros == slot.looked_at && looking_for == slot.looked_for) return;
+  slot.looked_at = zeros;
+  slot.looked_for = looking_for;
   slot.idle.clear();
   for (const kernels::ZeroRange& range : zeros) {
     bool still = true;
@@ -279,7 +284,7 @@ State Optimizer::state_dict() {
     out.numbers[key("param_groups", g, "params")] = static_cast<double>(groups_[g].slots.size());
     const auto names = state_names(g, options);
     for (Slot& slot : groups_[g].slots) {
-      slot.idle.clear();  // whoever holds the states may write to them
+      slot.forget_idle();  // whoever holds the states may write to them
       if (slot.steps > 0) {
         out.numbers[key("state", index, "step")] = static_cast<double>(slot.steps);
         ensure_states(groups_[g], slot, names.size());
@@ -351,7 +356,7 @@ void Optimizer::load_state_dict(const State& state) {
     if (initial != numbers.end()) group.initial_lr = initial->second;
     const auto names = state_names(g, numbers);
     for (Slot& slot : group.slots) {
-      slot.idle.clear();
+      slot.forget_idle();
       const size_t i = index++;
       const auto step = state.numbers.find(key("state", i, "step"));
       slot.steps = step == state.numbers.end() ? 0 : static_cast<int64_t>(step->second);

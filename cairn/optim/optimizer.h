@@ -57,8 +57,9 @@ class Optimizer {
   double initial_lr(size_t group);
 
   // By index of the parameter over all groups, as PyTorch: tensors "state.<index>.exp_avg" (aliases
-  // of the optimizer's memory), numbers "state.<index>.step", "param_groups.<group>.lr" and the
-  // other options, "param_groups.<group>.params" (their number).
+  // of the optimizer's memory: whoever writes there by pointer calls bump_version), numbers
+  // "state.<index>.step", "param_groups.<group>.lr" and the other options,
+  // "param_groups.<group>.params" (their number).
   State state_dict();
   // Copies the state in. A state of other groups, parameters, shapes or names throws Error and
   // changes nothing.
@@ -98,6 +99,13 @@ class Optimizer {
     int64_t steps = 0;
     Tensor states[kernels::kMaxOptimStates];
     kernels::ZeroRanges idle;  // zeros of gradient and states, which the last step left out
+    // What idle was found from: the gradient's zeros, and number and versions of the states.
+    kernels::ZeroRanges looked_at;
+    uint64_t looked_for = 0;
+    void forget_idle() {
+      idle.clear();
+      looked_at.clear();
+    }
   };
   struct Group {
     std::vector<Slot> slots;

@@ -3,6 +3,7 @@
 // nothing.
 #include "cairn/tensor/allocator.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -25,6 +26,13 @@ constexpr int64_t kAlignment = 64;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 // Blocks from this size on are mappings of their own. The address sanitizer watches only the heap.
 #if defined(__SANITIZE_ADDRESS__)
+#define CAIRN_WATCHED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define CAIRN_WATCHED 1
+#endif
+#endif
+#ifdef CAIRN_WATCHED
 constexpr int64_t kMapped = INT64_MAX;
 #else
 constexpr int64_t kMapped = kHugePage;
@@ -72,24 +80,16 @@ class CpuAllocator final : public Allocator {
   void* allocate(int64_t bytes, bool* zeros) override {
     check(bytes >= 0 && bytes <= (int64_t{1} << kMaxBits), "allocate: size must be at most 2^",
           kMaxBits, " bytes, got ", bytes);
-    const int64_t size = block_size(bytes);
-    std::lock_guard lock(mutex_);
-    ++stats_.allocations;
-    if (checks_) [[unlikely]]
+    if (checks_.load(std::memory_order_relaxed)) [[unlikely]]
       return fenced(bytes);
-    void* block = nullptr;
-    auto& list = free_[class_of(size)];
-    if (!list.empty()) {
-      block = list.back();
-      list.pop_back();
-      stats_.cached -= size;
-    } else {
-      block = from_system(size);
-      ++stats_.system_allocations;
-      if (zeros != nullptr) *zeros = size >= kMapped;
-    }
-    stats_.allocated += size;
-    stats_.peak = std::max(stats_.peak, stats_.allocated);
+    const int64_t size = block_size(bytes);
+    void* block = cached(size);
+    if (block != nullptr) return block;
+    block = from_system(size);
+    if (zeros != nullptr) *zeros = size >= kMapped;
+    std::lock_guard lock(mutex_);
+    ++stats_.system_allocations;
+    count_allocation(size);
     return block;
   }
 
@@ -114,30 +114,54 @@ class CpuAllocator final : public Allocator {
   }
 
   void release_cached() override {
-    std::lock_guard lock(mutex_);
-    for (size_t i = 0; i < kClasses; ++i) {
-      for (void* block : free_[i]) to_system(block, size_of(i));
-      free_[i].clear();
+    std::vector<std::pair<void*, int64_t>> blocks;
+    {
+      std::lock_guard lock(mutex_);
+      for (size_t i = 0; i < kClasses; ++i) {
+        for (void* block : free_[i]) blocks.emplace_back(block, size_of(i));
+        free_[i].clear();
+      }
+      stats_.cached = 0;
     }
-    stats_.cached = 0;
+    for (const auto& [block, size] : blocks) to_system(block, size);
   }
 
-  void set_checks(bool on) {
-    std::lock_guard lock(mutex_);
-    checks_ = on;
-  }
+  void set_checks(bool on) { checks_ = on; }
+  // Around fork(): the child finds the lists whole and the lock free.
+  void before_fork() { mutex_.lock(); }
+  void after_fork() { mutex_.unlock(); }
   int64_t violations() const {
     std::lock_guard lock(mutex_);
     return violations_;
   }
 
  private:
+  // A cached block, or null.
+  void* cached(int64_t size) {
+    std::lock_guard lock(mutex_);
+    auto& list = free_[class_of(size)];
+    if (list.empty()) return nullptr;
+    void* const block = list.back();
+    list.pop_back();
+    stats_.cached -= size;
+    count_allocation(size);
+    return block;
+  }
+
+  void count_allocation(int64_t size) {
+    ++stats_.allocations;
+    stats_.allocated += size;
+    stats_.peak = std::max(stats_.peak, stats_.allocated);
+  }
+
   // A block between two fences; the byte after its last one is already fence.
   void* fenced(int64_t bytes) {
     auto* base = static_cast<std::byte*>(from_system(bytes + 2 * kFence));
     std::memset(base, kFenceByte, static_cast<size_t>(kFence));
     std::memset(base + kFence, 0xFF, static_cast<size_t>(bytes));
     std::memset(base + kFence + bytes, kFenceByte, static_cast<size_t>(kFence));
+    std::lock_guard lock(mutex_);
+    ++stats_.allocations;
     fenced_[base + kFence] = bytes;
     return base + kFence;
   }
@@ -198,14 +222,18 @@ class CpuAllocator final : public Allocator {
   mutable SpinLock mutex_;
   std::array<std::vector<void*>, kClasses> free_;
   MemoryStats stats_;
-  bool checks_ = false;
+  std::atomic<bool> checks_{false};
   int64_t violations_ = 0;
   std::unordered_map<void*, int64_t> fenced_;
 };
 
 CpuAllocator& instance() {
   // Never destroyed: storages held by static objects are freed after static destructors ran.
-  static auto* allocator = new CpuAllocator;
+  static auto* allocator = [] {
+    pthread_atfork([] { instance().before_fork(); }, [] { instance().after_fork(); },
+                   [] { instance().after_fork(); });
+    return new CpuAllocator;
+  }();
   return *allocator;
 }
 

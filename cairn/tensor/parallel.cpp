@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "cairn/tensor/cpu_allocator.h"
 #include "cairn/tensor/error.h"
 
 namespace cairn {
@@ -54,6 +55,7 @@ int default_threads() {
 class Pool {
  public:
   Pool() {
+    cpu_allocator();  // registers first: a region that fork() waits for may allocate
     pthread_atfork([] { pool().before_fork(); }, [] { pool().after_fork(false); },
                    [] { pool().after_fork(true); });
   }
@@ -129,7 +131,7 @@ class Pool {
       parents_ = new std::vector<std::thread>(std::move(workers_));
       workers_.clear();
       running_.store(0);
-      wanted_ = threads();
+      if (const int n = threads(); n > 0) wanted_ = n;
       threads_.store(0);
     }
     if (!inside_region) mutex_.unlock();

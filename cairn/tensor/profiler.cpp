@@ -167,7 +167,7 @@ void Range::close() noexcept {
   try {
     recorder_->close(depth_);
   } catch (const std::bad_alloc&) {
-    // No memory for one more event; it counts as dropped.
+    // No memory for one more event: the trace lacks it.
   }
 }
 

@@ -26,6 +26,9 @@ double uniform_double(uint32_t high, uint32_t low) {
 template <class Value, class Fill>
 void draw(const Tensor& t, const char* op, Generator& generator, Value&& value, Fill&& fill) {
   check(is_floating(t.dtype()), op, ": dtype must be floating, got ", t.dtype());
+  for (size_t d = 0; d < t.shape().size(); ++d)
+    check(t.strides()[d] != 0 || t.shape()[d] <= 1, op,
+          ": tensor must not be expanded, got strides ", t.strides());
   const int64_t n = t.numel();
   const bool wide = t.dtype() == DType::f64;
   const uint64_t offset = generator.reserve(wide ? checked_mul(4, n, op) : n);

@@ -1,6 +1,6 @@
 // Filling a stretch of memory with random f32 numbers, as vectors.
-// Invariant: word i of the stream from `offset` on (philox_word) decides elements i alone, so any
-// cut of a draw into even stretches gives the same numbers.
+// Invariant: word i of the stream from `offset` on (philox_word) decides element i, or its pair, so
+// that a draw cut at multiples of 4 gives the same numbers.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // Taps of a convolution that only meet padding: left out of the gradient's writing and of the step,
 // with the bits of the full computation.
+#include <cmath>
 #include <cstring>
 
 #include "cairn/autograd/ops/elementwise.h"
@@ -161,6 +162,37 @@ TEST_CASE("optim: a gradient written from outside is stepped in full", "[optim]"
   optimizer->zero_grad();
   run_backward(net, 1, 2);
   CHECK(memory(grad(net.first.weight))[0] == 0);
+}
+
+TEST_CASE("optim: a norm of NaN reaches every tap", "[optim]") {
+  Net net;
+  const auto optimizer = optim::sgd(net.parameters(), {.lr = 1});
+  run_backward(net, 1, 0);
+  REQUIRE(!grad_zeros(net.first.weight).empty());
+  {
+    const Tensor g = grad(net.first.bias);
+    memory(g)[0] = NAN;
+  }
+  optim::clip_grad_norm_(net.parameters(), 1);
+  CHECK(grad_zeros(net.first.weight).empty());
+  optimizer->step();
+  CHECK(std::isnan(memory(net.first.weight)[0]));
+}
+
+TEST_CASE("optim: momentum that was off for a while moves what it knew", "[optim]") {
+  Net net;
+  const auto optimizer = optim::sgd(net.parameters(), {.lr = 0.01, .momentum = 0.9});
+  const auto step = [&](int64_t size, int i, double momentum) {
+    optimizer->set_momentum(0, momentum);
+    optimizer->zero_grad();
+    run_backward(net, size, i);
+    optimizer->step();
+    return memory(net.first.weight)[0];
+  };
+  step(4, 0, 0.9);
+  const float still = step(1, 1, 0);
+  CHECK(step(1, 2, 0) == still);
+  CHECK(step(1, 3, 0.9) != still);
 }
 
 TEST_CASE("optim: states that are not zero are stepped", "[optim]") {

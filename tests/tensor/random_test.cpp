@@ -151,6 +151,9 @@ TEST_CASE("tensor: random draws say what is wrong") {
         "normal_: std must not be negative, got -1");
   CHECK(error_text([] { randint(3, 3, {1}); }) == "randint: low must be below high, got 3 and 3");
   CHECK(error_text([] { randperm(-1); }) == "randperm: n must not be negative, got -1");
+  CHECK(error_text([] {
+          uniform_(raw::expand(empty({1, 8}), {1000, 8}));
+        }) == "uniform_: tensor must not be expanded, got strides [0, 1]");
   CHECK(rand({0}).numel() == 0);
   CHECK(randperm(0).numel() == 0);
 }
