@@ -2,11 +2,13 @@
 """`./run bench`: Cairn and PyTorch side by side, alternately, on the same weights and batches.
 
 Needs the standard library only; PyTorch lives in the Python of --python. Invariant: the exit status
-is 0 only if no comparison was refused (1) and the command line made sense (2).
+is 0 only if no comparison was refused (1) and the command line made sense (2). What makes it
+refuse is tested by `python3 bench/selftest.py`.
 """
 
 import argparse
 import pathlib
+import shlex
 import signal
 import sys
 
@@ -38,6 +40,7 @@ def at_least_one(text):
 
 def parse(arguments):
     here = pathlib.Path(__file__).resolve().parent
+    built = here.parent / "build" / "bin" / "cairn_bench"
     parser = argparse.ArgumentParser(prog="bench", description="Cairn and PyTorch side by side")
     parser.add_argument(
         "benchmark", nargs="?", default="all", choices=["all", *table.VERBS], help="default: all"
@@ -58,13 +61,11 @@ def parse(arguments):
     parser.add_argument("--compile-limit", type=float, default=400.0, metavar="SECONDS",
                         help="longest wait for torch.compile; default: 400")
     parser.add_argument("--data", default="", help="folder with Fashion-MNIST's files")
-    parser.add_argument("--cairn", help="program (with arguments) of the Cairn side")
+    parser.add_argument("--cairn", default=shlex.quote(str(built)),
+                        help="program (with arguments) of the Cairn side; default: the built one")
     parser.add_argument("--python", help="Python with PyTorch (default: the one running this)")
     parser.add_argument("--peer", default=str(here / "peer_torch.py"), help="script of the peer")
-    options = parser.parse_args(arguments)
-    if not options.list and not options.cairn:
-        parser.error("--cairn must be given")
-    return options
+    return parser.parse_args(arguments)
 
 
 def chosen(options):
@@ -73,6 +74,31 @@ def chosen(options):
             continue
         if options.benchmark in ("all", row.verb):
             yield row
+
+
+def die(text, status):
+    print(f"bench: {text}", file=sys.stderr)
+    sys.exit(status)
+
+
+def check_target(path):
+    """Ends the program now where a report could not be written in the end."""
+    new = not pathlib.Path(path).exists()
+    try:
+        open(path, "a").close()
+        if new:
+            pathlib.Path(path).unlink()
+    except OSError as error:
+        die(f"{path} must be a file to write to, got: {error.strerror}", 2)
+
+
+def write(options, machine, bench, results, complete):
+    if options.json:
+        report.write_json(options.json, machine, bench, results, complete)
+    if options.svg:
+        sides = f"{bench.cairn_info['name']}, {bench.peer_info['name'] if bench.peer_info else '-'}"
+        head = f"{machine['cpu']}, {options.threads} threads a side; {sides}"
+        pathlib.Path(options.svg).write_text(plot.svg(results, head))
 
 
 def main(arguments):
@@ -84,31 +110,36 @@ def main(arguments):
         return 0
     if not selection:
         wrong = ", ".join(options.row)
-        sys.exit(f"bench: --row must name rows of {options.benchmark}, got {wrong}")
+        die(f"--row must name rows of {options.benchmark}, got {wrong}", 2)
+    for target in filter(None, (options.json, options.svg)):
+        check_target(target)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that both sides are ended too
     machine = report.machine()
     bench = Bench(options)
     try:
         bench.find_sides()
     except SideError as error:
-        sys.exit(f"bench: {error}")
+        die(error, 1)
     report.head(machine, bench)
     results = []
-    for row in selection:
-        say(f"{row.name} …")
-        results.append(bench.run_row(row))
+    try:
+        for row in selection:
+            say(f"{row.name} …")
+            results.append(bench.run_row(row))
+            say(report.line(results[-1]))
+    finally:  # what there is, also after Ctrl-C
+        write(options, machine, bench, results, complete=len(results) == len(selection))
     say("")
     report.table(results)
     for result in results:
         report.layers(result)
-    if options.json:
-        report.write_json(options.json, machine, bench, results)
-    if options.svg:
-        sides = f"{bench.cairn_info['name']}, {bench.peer_info['name'] if bench.peer_info else '-'}"
-        head = f"{machine['cpu']}, {options.threads} threads a side; {sides}"
-        pathlib.Path(options.svg).write_text(plot.svg(results, head))
+    if bench.peer_problem:
+        say("\nNothing was compared with PyTorch: this machine's Python has none that works.")
     return 1 if any("note" in result for result in results) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

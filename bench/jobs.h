@@ -4,10 +4,13 @@
 #pragma once
 
 #include <chrono>
+#include <ctime>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
+
+#include "cairn/tensor/parallel.h"
 
 namespace cairn::bench {
 
@@ -36,11 +39,19 @@ std::string find_fashion_mnist(const std::string& wanted);
 
 // Multiply-add rate of all threads on registers alone: {"gflops": [5 numbers], "target": name}.
 json fma_peak();
-// Rate of copying between buffers larger than the caches, bytes read plus bytes written:
+// Rate of copying between buffers much larger than the caches, bytes read plus bytes written:
 // {"gbytes": [5 numbers]}.
 json bandwidth();
 // The product and convolution kernels on ResNet18's layers: {"what": conv | gemm, …}.
 json kernels_on_layers(const json& request);
+
+// Seconds for the machine's peaks and the kernels held against them. With one thread it is that
+// thread's CPU time, so that other processes do not count.
+inline double now() {
+  timespec t{};
+  clock_gettime(num_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
 
 inline double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -1,29 +1,20 @@
 // Speed of the CPU product and convolution kernels on ResNet18's layers, beside the multiply-add
 // peak of the same minute. Invariant: FLOPs count valid taps only; kernels and peak are both the
-// best of interleaved repeats. With one thread a kernel's clock is that thread's CPU time, so that
-// other processes do not count.
+// best of interleaved repeats, on the same clock.
 #include <algorithm>
 #include <cmath>
-#include <ctime>
 
 #include "bench/jobs.h"
 #include "cairn/kernels/cpu/conv_compute.h"
 #include "cairn/kernels/cpu/conv_plan.h"
 #include "cairn/kernels/cpu/gemm.h"
 #include "cairn/tensor/error.h"
-#include "cairn/tensor/parallel.h"
 
 namespace cairn::bench {
 namespace {
 
 namespace cpu = kernels::cpu;
 using cpu::ConvGeometry;
-
-double now() {
-  timespec t{};
-  clock_gettime(num_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
 
 template <class F>
 double best_seconds(int repeats, F&& f) {

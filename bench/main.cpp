@@ -24,9 +24,17 @@ int64_t peak_resident_bytes() {
   throw Error("rss: /proc/self/status must have a VmHWM line, got none");
 }
 
+#if defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__)
+constexpr const char* kBuild = "optimized";
+#else
+constexpr const char* kBuild = "not optimized";
+#endif
+
 json info(const json& request) {
+  set_num_threads(request.value("threads", 2));
   return {{"name", "Cairn " + std::string(version())},
           {"compiler", CAIRN_BENCH_COMPILER},
+          {"build", kBuild},
           {"threads", num_threads()},
           {"data", bench::find_fashion_mnist(request.value("data", ""))}};
 }

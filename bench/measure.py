@@ -29,33 +29,36 @@ class Bench:
         self.peer_info = None
         self.peer_problem = None
         self.libtorch = None
-        self.skipped = set()  # (model, compiled variant) that failed or took too long: tried once
+        self.failed = {}  # (model, mode, compiled variant) -> why it is not tried again
 
     # --- sides -----------------------------------------------------------------------------------
 
     def threads(self, row):
         return row.threads or self.options.threads
 
-    def cairn(self, row=None):
+    def cairn(self, row=None, _variant=None):
         threads = self.threads(row) if row else self.options.threads
         return Side("cairn", shlex.split(self.options.cairn), threads)
 
-    def peer(self, row=None):
+    def peer(self, row=None, variant=""):
         threads = self.threads(row) if row else self.options.threads
         if row and row.libtorch:
             self.libtorch = self.libtorch or build_libtorch(self.peer_info)
             return Side("LibTorch", [str(self.libtorch)], threads)
         python = self.options.python or sys.executable
-        return Side("peer", [python, self.options.peer], threads)
+        extra = {"THP_MEM_ALLOC_ENABLE": "1"} if "thp" in variant.split("+") else {}
+        return Side("peer", [python, self.options.peer], threads, extra)
 
     def find_sides(self):
         """Asks Cairn and, where the Python has it, PyTorch who they are."""
         with self.cairn() as side:
-            self.cairn_info = side.ask("info", 600.0, data=self.options.data)
+            self.cairn_info = side.ask(
+                "info", 600.0, threads=self.options.threads, data=self.options.data
+            )
             self.cairn_info["target"] = side.ask("peak", what="fma", threads=1)["target"]
         try:
             with self.peer() as side:
-                self.peer_info = side.ask("info", 120.0)
+                self.peer_info = side.ask("info", 120.0, threads=self.options.threads)
         except SideError as error:
             self.peer_problem = str(error)
 
@@ -71,36 +74,42 @@ class Bench:
 
     # --- the peer's variants ---------------------------------------------------------------------
 
-    def variants(self, row):
+    def reason_against(self, row, variant):
+        """Why a variant is not tried, or None."""
+        words = variant.split("+")
+        for word in words:
+            if word in self.peer_info["lacks"]:
+                return f"this PyTorch has no {word}"
+        if self.options.quick and "compile" in words:
+            return "left out by --quick"
+        return self.failed.get(family(row, variant))
+
+    def best_variant(self, row, trial, result):
+        """The best of a short trial, each variant in a fresh process; `result` gets the trial's
+        values, and why variants were skipped."""
         wanted = set((self.options.variants or "").split(",")) & set(row.variants)
+        values, skipped = result["trial"], result["skipped"]
         for variant in row.variants:
-            words = variant.split("+")
             if wanted and variant not in wanted:
                 continue
-            if any(word in self.peer_info["lacks"] for word in words):
-                continue
-            if self.options.quick and "compile" in words:
-                continue
-            if (row.request.get("model"), variant) not in self.skipped:
-                yield variant
-
-    def best_variant(self, row, trial):
-        """(variant, all trial results): the best of a short trial, each in a fresh process."""
-        results = {}
-        for variant in self.variants(row):
-            try:
-                results[variant] = trial(variant)
-            except SideError as error:
-                if "compile" in variant:
-                    self.skipped.add((row.request.get("model"), variant))
-                say(f"  {row.name}: skipped {variant}: {error}")
-        if not results:
+            reason = self.reason_against(row, variant)
+            if not reason:
+                try:
+                    values[variant] = trial(variant)
+                    continue
+                except SideError as error:
+                    reason = str(error)
+                    say(f"  {row.name}: skipped {variant}: {reason}")
+                    if "compile" in variant:
+                        self.failed[family(row, variant)] = reason
+            skipped[variant] = reason
+        if not values:
             raise SideError(f"peer: {row.name} must run in at least one variant, got none")
-        if len(results) > 1:
-            tried = ", ".join(f"{v} {value:.4g}" for v, value in results.items())
+        if len(values) > 1:
+            tried = ", ".join(f"{v} {value:.4g}" for v, value in values.items())
             say(f"  {row.name}: short trial, {row.unit}: {tried}")
         pick = max if row.higher else min
-        return pick(results, key=results.get), results
+        return pick(values, key=values.get)
 
     def compare_trial(self, row):
         """A trial of one variant of a compare row: the best value of a block, not the median: on a
@@ -108,7 +117,7 @@ class Bench:
 
         def trial(variant):
             limit = self.options.compile_limit if "compile" in variant else 600.0
-            with self.peer(row) as side:
+            with self.peer(row, variant) as side:
                 self.setup(side, row, variant)
                 side.ask("run", limit, n=1)  # compiles
                 side.ask("run", n=1)
@@ -134,42 +143,40 @@ class Bench:
             "aim": row.aim,
             "higher_is_better": row.higher,
             "floor_must": row.floor,
+            "trial": {},
+            "skipped": {},  # variant of the peer -> why it was not measured
         }
+        measures = {"kernels": self.kernels_row, "compare": self.compare_row}
         try:
-            if row.kind == "kernels":
-                result.update(self.kernels_row(row))
-            elif row.kind == "compare":
-                result.update(self.compare_row(row))
-            else:
-                result.update(self.process_row(row))
+            measures.get(row.kind, self.process_row)(row, result)
         except SideError as error:
             result["note"] = str(error)
-        result["met"] = row.met(result["ratio"])
+        result["met"] = row.met(result["ratio"], result.get("floor_multiple"))
         return result
 
     def name_of(self, row, variant):
         name = self.peer_info["name"]
         return name.replace("PyTorch", "LibTorch") if row.libtorch else f"{name} {variant}"
 
-    def compare_row(self, row):
-        result, variant = {}, None
+    def compare_row(self, row, result):
+        variant = row.variants[0]
         if self.peer_info:
-            variant = row.variants[0]
             if len(row.variants) > 1:
-                variant, result["trial"] = self.best_variant(row, self.compare_trial(row))
+                variant = self.best_variant(row, self.compare_trial(row), result)
             result["peer_name"] = self.name_of(row, variant)
         with self.cairn(row) as cairn:
             self.setup(cairn, row, "default")
             ours = cairn.ask("check")["outputs"]
             if not self.peer_info:
-                return {**result, **self.blocks(row, {"cairn": cairn})}
-            with self.peer(row) as peer:
+                result.update(self.blocks(row, {"cairn": cairn}))
+                return
+            with self.peer(row, variant) as peer:
                 self.setup(peer, row, variant)
                 limit = self.options.compile_limit + 600.0
                 complaint = disagreement(ours, peer.ask("check", limit)["outputs"], row.tolerance)
                 if complaint:
-                    return {**result, "note": complaint}
-                return {**result, **self.blocks(row, {"cairn": cairn, "peer": peer})}
+                    raise SideError(complaint)
+                result.update(self.blocks(row, {"cairn": cairn, "peer": peer}))
 
     def blocks(self, row, sides):
         """Warm-up, then blocks a side, alternately; who goes first alternates too. The machine's
@@ -199,51 +206,56 @@ class Bench:
             measured["peak_gbytes"] = cairn.ask("peak", what="memory", threads=threads)["gbytes"]
         return measured
 
-    def process_row(self, row):
+    def process_row(self, row, result):
         """A row measured on fresh processes."""
 
         def memory(start, variant):
             """MiB at most in use after ten steps."""
-            with start(row) as side:
+            with start(row, variant) as side:
                 self.setup(side, row, variant)
                 side.ask("run", n=10)
                 return side.ask("rss")["bytes"] / 2**20
 
         def startup(start, variant):
             """Seconds from starting the process until its first training step has finished."""
-            with start(row) as side:
+            with start(row, variant) as side:
                 self.setup(side, row, variant)
                 side.ask("run", n=1)
                 return time.monotonic() - side.started
 
         measure = {"memory": memory, "startup": startup}[row.kind]
-        result, variant = {}, None
+        variant = None
         if self.peer_info:
-            variant, result["trial"] = self.best_variant(row, lambda v: measure(self.peer, v))
+            variant = self.best_variant(row, lambda v: measure(self.peer, v), result)
             result["peer_name"] = self.name_of(row, variant)
         values = {"cairn": [], "peer": []}
         for _ in range(self.repeats):
             values["cairn"].append(measure(self.cairn, "default"))
             if variant:
                 values["peer"].append(measure(self.peer, variant))
-        return {**result, **figures(values)}
+        result.update(figures(values))
 
-    def kernels_row(self, row):
+    def kernels_row(self, row, result):
         repeats = max(3, row.block // 3) if self.options.quick else row.block
         with self.cairn(row) as cairn:
             layers = cairn.ask(
                 "layers", **row.request, threads=self.threads(row), repeats=repeats
             )
         fraction = layers["fraction"]
-        return {
-            "cairn": layers["gflops"],
-            "ratio": fraction,
-            "peak_gflops": layers["gflops"] / fraction,
-            "reached": fraction,
-            "bound": "fma",
-            "peer_name": "the FMA peak of the same minute",
-            "layers": layers,
-        }
+        result.update(
+            cairn=layers["gflops"],
+            ratio=fraction,
+            peak_gflops=layers["gflops"] / fraction,
+            reached=fraction,
+            bound="fma",
+            peer_name="the FMA peak of the same minute",
+            layers=layers,
+        )
+
+
+def family(row, variant):
+    """What shares a compiled variant's fate."""
+    return row.request.get("model"), row.request.get("mode"), variant
 
 
 def figures(values):

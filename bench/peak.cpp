@@ -4,9 +4,14 @@
 #define HWY_TARGET_INCLUDE "bench/peak.cpp"
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <new>
 
 #include "bench/jobs.h"
 #include "cairn/tensor/parallel.h"
@@ -58,8 +63,31 @@ HWY_EXPORT(target);
 HWY_EXPORT(chains);
 
 constexpr int kRepeats = 5;
-constexpr int64_t kRounds = 1'000'000;         // some milliseconds
-constexpr size_t kCopied = size_t{128} << 20;  // bytes of a buffer: past any last-level cache
+constexpr int64_t kRounds = 1'000'000;  // some milliseconds
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// Bytes of a copied buffer: four times the L3 cache where the system tells its size.
+size_t copied_bytes() {
+  long l3 = 0;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+  const long bytes = std::clamp(4 * l3, 128L << 20, 1024L << 20);
+  return static_cast<size_t>(bytes) / kHugePage * kHugePage;
+}
+
+struct Free {
+  void operator()(char* block) const { std::free(block); }
+};
+
+// Written, so that the pages are there; on huge pages where possible, as the library's memory is.
+std::unique_ptr<char, Free> buffer(size_t bytes) {
+  std::unique_ptr<char, Free> block(static_cast<char*>(std::aligned_alloc(kHugePage, bytes)));
+  if (!block) throw std::bad_alloc();
+  madvise(block.get(), bytes, MADV_HUGEPAGE);
+  std::memset(block.get(), 1, bytes);
+  return block;
+}
 
 }  // namespace
 
@@ -71,7 +99,7 @@ json fma_peak() {
   int lanes = 0;
   HWY_DYNAMIC_DISPATCH(chains)(kRounds / 10, seed, sinks.data());  // the clock rises
   for (int repeat = 0; repeat < kRepeats; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = now();
     parallel_for(0, threads, 1, [&](int64_t lo, int64_t hi) {
       for (int64_t i = lo; i < hi; ++i) {
         const int width = HWY_DYNAMIC_DISPATCH(chains)(kRounds, seed, &sinks[size_t(i) * 64]);
@@ -79,23 +107,24 @@ json fma_peak() {
       }
     });
     gflops.push_back(2e-9 * kChains * static_cast<double>(kRounds) * lanes * threads /
-                     seconds_since(start));
+                     (now() - start));
   }
   return {{"gflops", gflops}, {"target", HWY_DYNAMIC_DISPATCH(target)()}};
 }
 
 json bandwidth() {
-  std::vector<char> from(kCopied, 1), to(kCopied, 2);  // written, so that the pages are there
+  const size_t bytes = copied_bytes();
+  const auto from = buffer(bytes), to = buffer(bytes);
   std::vector<double> gbytes;
   const int64_t threads = num_threads();
-  const size_t part = kCopied / static_cast<size_t>(threads);
+  const size_t part = bytes / static_cast<size_t>(threads);
   for (int repeat = 0; repeat < kRepeats; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = now();
     parallel_for(0, threads, 1, [&](int64_t lo, int64_t hi) {
       const size_t begin = static_cast<size_t>(lo) * part;
-      std::memcpy(to.data() + begin, from.data() + begin, static_cast<size_t>(hi - lo) * part);
+      std::memcpy(to.get() + begin, from.get() + begin, static_cast<size_t>(hi - lo) * part);
     });
-    gbytes.push_back(2e-9 * static_cast<double>(part * threads) / seconds_since(start));
+    gbytes.push_back(2e-9 * static_cast<double>(part * threads) / (now() - start));
   }
   return {{"gbytes", gbytes}};
 }

@@ -21,8 +21,8 @@ import peer_models
 
 CHECKED = 5  # losses, or batches of logits, that the two sides compare
 OPS, CHAIN, CHAINS = 1000, 100, 20  # as in op_job.cpp
-DATA_BATCHES = 60  # of 128 images: one measurement of the data pipeline
-WORDS = {"default", "eager", "channels_last", "fused_adam", "foreach_adam", "compile"}
+# "thp" is the environment of this process, which sides.py sets.
+WORDS = {"default", "eager", "channels_last", "fused_adam", "foreach_adam", "compile", "thp"}
 
 
 class ModelJob:
@@ -137,35 +137,32 @@ class DataJob:
             self.folder.name, train=True, transform=transforms.Compose(steps)
         )
         workers = int(request["variant"].removeprefix("workers_"))
+        if self.cpu_clock and workers:
+            raise ValueError(f"setup: the CPU clock must have no workers, got {workers}")
         self.loader = torch.utils.data.DataLoader(
-            dataset, batch_size=128, shuffle=True, num_workers=workers
+            dataset, 128, shuffle=True, num_workers=workers, persistent_workers=workers > 0
         )
 
     def check(self):
-        squares, labels, images = 0.0, 0, 0
-        for x, target in self.loader:
-            squares += x.double().square().sum().item()
-            labels += target.sum().item()
-            images += len(target)
-        return [[squares], [labels], [images]]
+        """The sums over an epoch of bench/data_job.cpp."""
+        images, labels, squares, by_label, by_place = 0, 0, 0.0, 0.0, 0.0
+        for x, label in self.loader:
+            pixels = x.flatten(1).double().square()
+            images += len(label)
+            labels += label.sum().item()
+            squares += pixels.sum().item()
+            by_label += (pixels.sum(1) * label).sum().item()
+            by_place += (pixels * torch.arange(pixels.shape[1])).sum().item()
+        return [[images], [labels], [squares], [by_label], [by_place]]
 
     def run(self, n):
         return [self.measure() for _ in range(n)]
 
     def measure(self):
-        start, cpu, images = time.perf_counter(), cpu_seconds(), 0
-        batches = iter(self.loader)
-        for _ in range(DATA_BATCHES):
-            images += len(next(batches)[1])
-        wall = time.perf_counter() - start
-        del batches  # ends the workers, whose processor time counts from then on
-        return images / (cpu_seconds() - cpu if self.cpu_clock else wall)
-
-
-def cpu_seconds():
-    """User and system time of this process and of its workers that have ended."""
-    t = os.times()
-    return time.process_time() + t.children_user + t.children_system
+        clock = time.process_time if self.cpu_clock else time.perf_counter
+        start = clock()
+        images = sum(len(label) for _, label in self.loader)
+        return images / (clock() - start)
 
 
 def unpack(source, target):
@@ -191,8 +188,9 @@ def peak_resident_bytes():
     raise OSError("/proc/self/status: must have a VmHWM line, got none")
 
 
-def info():
+def info(threads):
     imported = peak_resident_bytes()
+    torch.set_num_threads(threads)
     capability = torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends, "cpu") else "?"
     lacks = [] if hasattr(torch, "compile") else ["compile"]
     try:
@@ -218,7 +216,7 @@ JOBS = {"model": ModelJob, "op": OpJob, "data": DataJob}
 def answer(state, request):
     command = request.get("cmd")
     if command == "info":
-        return info()
+        return info(request["threads"])
     if command == "setup":
         torch.set_num_threads(request["threads"])
         state["job"] = JOBS[request["job"]](request)

@@ -44,6 +44,8 @@ def head(machine_info, bench):
             hidden = ("name", "folder", "lacks", "data")
             shown = ", ".join(f"{k} {v}" for k, v in info.items() if k not in hidden)
             say(f"{info['name']}: {shown}")
+    if bench.cairn_info.get("build") != "optimized":
+        say("WARNING: CAIRN IS NOT AN OPTIMIZED BUILD: these figures say nothing about its speed")
     if bench.peer_problem:
         say(f"No PyTorch: {bench.peer_problem}")
         say("Cairn's own figures follow. `./run setup --bench` makes an environment with it.")
@@ -63,6 +65,26 @@ def ratio_text(row):
     return f"{number(row['ratio'], 3)}x" if row["unit"] == "images/s" else f"{row['ratio']:.3f}"
 
 
+def peer_text(row):
+    """The peer's name with the smallest sets of words that it had to do without, or the note."""
+    skipped = {variant: set(variant.split("+")) for variant in row["skipped"]}
+    least = [v for v, words in skipped.items() if not any(s < words for s in skipped.values())]
+    without = f" (no {', '.join(least)})" if least else ""
+    return row.get("note") or row.get("peer_name", "-") + without
+
+
+def line(row):
+    """What a row gave, as soon as it has ended."""
+    if row["ratio"] is None:
+        return f"  {row['row']}: cairn {number(row['cairn'])} {row['unit']}; {peer_text(row)}"
+    peer = "" if row["peer"] is None else f", peer {number(row['peer'])}"
+    met = f", met: {row['met']}" if row["met"] else ""
+    return (
+        f"  {row['row']}: cairn {number(row['cairn'])}{peer} {row['unit']}, "
+        f"ratio {ratio_text(row)}{met}; {peer_text(row)}"
+    )
+
+
 def table(rows):
     lines = [("row", "cairn", "peer", "unit", "ratio", "must", "aim", "met", "reached", "peer")]
     for row in rows:
@@ -80,7 +102,7 @@ def table(rows):
                 "-" if row["aim"] is None else f"{row['aim']:g}",
                 row["met"] or "-",
                 reached,
-                row.get("note") or row.get("peer_name") or "-",
+                peer_text(row),
             )
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)]
@@ -115,13 +137,18 @@ def layers(row):
         say(f"{line['name']:34} {line['times']:5} {line['gflop']:8.4f}   {kernels}")
 
 
-def write_json(path, machine_info, bench, rows):
+def write_json(path, machine_info, bench, rows, complete):
     report = {
         "machine": machine_info,
         "cairn": bench.cairn_info,
         "peer": bench.peer_info,
+        "peer_problem": bench.peer_problem,
         "threads": bench.options.threads,
         "repeats": bench.repeats,
+        "quick": bench.options.quick,
+        "variants": bench.options.variants,
+        "compile_limit_s": bench.options.compile_limit,
+        "complete": complete,
         "rows": rows,
     }
     with open(path, "w") as out:

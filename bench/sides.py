@@ -3,7 +3,7 @@
 A side reads one JSON object per line on stdin and answers each with one on stdout; an answer with
 "error" is a failure:
 
-    {"cmd": "info"}                   -> {"name": …, and what is worth printing}
+    {"cmd": "info", "threads": n}     -> {"name": …, and what is worth printing}
     {"cmd": "setup", "job": "model" | "op" | "data", "threads": n, "variant": …, …}  -> {}
     {"cmd": "check"}                  -> {"outputs": lists of numbers that both sides must share}
     {"cmd": "run", "n": k}            -> {"values": [k measurements]}
@@ -30,13 +30,26 @@ class SideError(Exception):
     """One side could not do what it was asked; the text says which and why."""
 
 
+def cache(name):
+    """A folder of the benchmark's own outside the repository."""
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    folder = base / "cairn-bench" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SideError(f"{folder}: must be a folder to write to, got: {error.strerror}") from error
+    return folder
+
+
 class Side:
-    def __init__(self, name, command, threads):
+    """A process in a group of its own; `extra` goes into its environment."""
+
+    def __init__(self, name, command, threads, extra=None):
         self.name = name
-        self.log = tempfile.TemporaryFile()
-        env = dict(os.environ, PYTHONDONTWRITEBYTECODE="1")
+        env = dict(os.environ, **(extra or {}))
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             env[variable] = str(threads)
+        self.log = tempfile.TemporaryFile()
         self.started = time.monotonic()
         try:
             self.process = subprocess.Popen(
@@ -55,20 +68,23 @@ class Side:
         return self
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            try:
-                self.process.stdin.write(b'{"cmd": "quit"}\n')
-                self.process.stdin.flush()
-                self.process.stdin.close()
-                self.process.wait(timeout=5)
-            except (OSError, subprocess.TimeoutExpired):
-                self._kill()
-        self.process.stdout.close()
-        self.log.close()
+        try:
+            self.process.stdin.write(b'{"cmd": "quit"}\n')
+            self.process.stdin.close()
+            self.process.wait(timeout=5)
+        except (OSError, subprocess.TimeoutExpired):
+            pass  # it is killed all the same
+        finally:
+            self._kill()
+            self.process.stdout.close()
+            self.log.close()
 
     def _kill(self):
-        """Ends the process and what it started, such as compilers."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """Ends the process and what it started, such as compilers and workers."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         self.process.wait()
 
     def _fail(self, what):
@@ -110,11 +126,9 @@ def build_libtorch(info):
     source = pathlib.Path(__file__).resolve().parent / "libtorch" / "op_job.cpp"
     torch = pathlib.Path(info["folder"])
     key = source.read_bytes() + info["name"].encode() + str(torch).encode()
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    program = cache / "cairn-bench" / "libtorch" / f"op_job-{hashlib.sha256(key).hexdigest()[:16]}"
+    program = cache("libtorch") / f"op_job-{hashlib.sha256(key).hexdigest()[:16]}"
     if program.exists():
         return program
-    program.parent.mkdir(parents=True, exist_ok=True)
     draft = program.with_suffix(f".{os.getpid()}")
     include = torch / "include"
     command = ["g++", "-std=c++20", "-O2", f"-I{include}", f"-I{include}/torch/csrc/api/include"]
