@@ -6,9 +6,18 @@
 #include "cairn/tensor/cpu_backend.h"
 
 namespace cairn {
+namespace detail {
+
+// Made by CMake from the device code that is built: fills device tables and kernel slots. Called
+// here, so that a static program that asks for any device has them all.
+void fill_device_tables();
+
+}  // namespace detail
+
 namespace {
 
-const DeviceBackend* backends[kDeviceTypeCount] = {&kCpuBackend, nullptr};
+constinit const DeviceBackend* backends[kDeviceTypeCount] = {&kCpuBackend, nullptr};
+const bool filled = (detail::fill_device_tables(), true);
 
 }  // namespace
 

@@ -12,6 +12,7 @@ namespace cairn {
 
 class Tensor;
 class Allocator;
+struct CaptureBackend;
 
 enum class DeviceType : uint8_t { cpu, cuda };
 constexpr int kDeviceTypeCount = 2;
@@ -39,6 +40,10 @@ struct DeviceBackend {
   void (*copy)(const Tensor& dst, const Tensor& src);
   // Every element of dst becomes value, converted to its dtype.
   void (*fill)(const Tensor& dst, double value);
+  // Waits until the device has done all it was asked for. Null where calls are done on return.
+  void (*synchronize)(Device device) = nullptr;
+  // Null where the device's work cannot be captured.
+  const CaptureBackend* capture = nullptr;
 };
 
 // Throws `op: no CUDA device in this build or machine` where the row is empty.

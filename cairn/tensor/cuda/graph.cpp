@@ -1,0 +1,158 @@
+// Graph capture: one stream, memory of its own, random numbers that go on.
+#include "cairn/tensor/cuda/graph.h"
+
+#include <memory>
+#include <utility>
+
+#include "cairn/tensor/cuda/device_allocator.h"
+#include "cairn/tensor/cuda/runtime.h"
+#include "cairn/tensor/cuda/shift.h"
+#include "cairn/tensor/raw.h"
+
+namespace cairn::cuda {
+namespace {
+
+struct Current {
+  Device device;
+  const int64_t* shift = nullptr;
+  bool on = false;
+};
+thread_local Current current;
+
+// A pool of the allocator, given back when the last user of its memory is gone.
+class Pool {
+ public:
+  explicit Pool(Device device) : device_(device), id_(allocator_of(device).begin_pool()) {}
+  ~Pool() { allocator_of(device_).drop_pool(id_); }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+ private:
+  Device device_;
+  int64_t id_;
+};
+
+class Graph final : public CapturedGraph::Impl {
+ public:
+  struct Draws {
+    Generator* generator;
+    uint64_t captured_at;  // the offset its kernels were called with
+    uint64_t used;         // blocks a launch draws
+    Tensor shift;          // i64 [1] on the device: the blocks to add
+  };
+
+  Graph(Device device, OwnedGraph graph, std::unique_ptr<Pool> pool, Draws draws)
+      : device_(device),
+        pool_(std::move(pool)),
+        graph_(std::move(graph)),
+        draws_(std::move(draws)) {
+    cudaGraphExec_t exec = nullptr;
+    CAIRN_CUDA(cudaGraphInstantiate, &exec, graph_.get(), 0);
+    exec_ = OwnedGraphExec(exec);
+  }
+
+  void launch() override {
+    Generator& generator = *draws_.generator;
+    const uint64_t wanted = generator.offset() - draws_.captured_at;
+    // Somebody else drew in between, or set the generator anew.
+    if (draws_.used > 0 && wanted != shift_)
+      raw::fill_(draws_.shift, static_cast<double>(static_cast<int64_t>(wanted)));
+    const DeviceGuard guard(device_);
+    CAIRN_CUDA(cudaGraphLaunch, exec_.get(), current_stream(device_));
+    shift_ = wanted + draws_.used;  // the graph's last kernel adds it
+    generator.set_state(generator.seed(), generator.offset() + draws_.used);
+  }
+
+  int64_t nodes() const override {
+    size_t count = 0;
+    CAIRN_CUDA(cudaGraphGetNodes, graph_.get(), nullptr, &count);
+    return static_cast<int64_t>(count);
+  }
+
+ private:
+  Device device_;
+  std::unique_ptr<Pool> pool_;  // outlives the graph that uses its memory
+  OwnedGraph graph_;
+  OwnedGraphExec exec_;
+  Draws draws_;
+  uint64_t shift_ = 0;  // what draws_.shift holds once the device has caught up
+};
+
+class Recording final : public Capture::Impl {
+ public:
+  Recording(Device device, Generator& generator)
+      : device_(device), generator_(&generator), offset_(generator.offset()) {
+    check(!current.on, "capture: captures must not nest, got one inside another");
+    shift_ = zeros({1}, {DType::i64, device});
+    pool_ = std::make_unique<Pool>(device);
+    const DeviceGuard guard(device);
+    try {
+      // Relaxed: other threads of the process go on as ever.
+      CAIRN_CUDA(cudaStreamBeginCapture, current_stream(device), cudaStreamCaptureModeRelaxed);
+    } catch (...) {
+      allocator_of(device).end_pool();
+      throw;
+    }
+    current = {device, shift_.data<int64_t>(), true};
+  }
+
+  ~Recording() override {
+    if (open_) static_cast<void>(end());
+  }
+
+  CapturedGraph finish() override {
+    const uint64_t used = generator_->offset() - offset_;
+    if (used > 0) advance_shift(shift_, static_cast<int64_t>(used));
+    cudaGraph_t graph = nullptr;
+    check_call(end(&graph), "cudaStreamEndCapture");
+    return CapturedGraph(
+        std::make_unique<Graph>(device_, OwnedGraph(graph), std::move(pool_),
+                                Graph::Draws{generator_, offset_, used, std::move(shift_)}));
+  }
+
+ private:
+  cudaError_t end(cudaGraph_t* graph = nullptr) {
+    open_ = false;
+    current = {};
+    allocator_of(device_).end_pool();
+    generator_->set_state(generator_->seed(), offset_);
+    cudaGraph_t dropped = nullptr;
+    int before = 0;
+    static_cast<void>(cudaGetDevice(&before));
+    static_cast<void>(cudaSetDevice(device_.index));
+    const cudaError_t result = cudaStreamEndCapture(current_stream(device_), &dropped);
+    static_cast<void>(cudaSetDevice(before));
+    if (graph != nullptr)
+      *graph = dropped;
+    else if (dropped != nullptr)
+      static_cast<void>(cudaGraphDestroy(dropped));
+    if (result != cudaSuccess) static_cast<void>(cudaGetLastError());
+    return result;
+  }
+
+  Device device_;
+  Generator* generator_;
+  uint64_t offset_;
+  Tensor shift_;
+  std::unique_ptr<Pool> pool_;
+  bool open_ = true;
+};
+
+std::unique_ptr<Capture::Impl> begin(Device device, Generator& generator) {
+  check_device(device, "capture");
+  return std::make_unique<Recording>(device, generator);
+}
+
+}  // namespace
+
+bool capturing(Device device) { return current.on && current.device == device; }
+
+void refuse_in_capture(Device device, const char* op, const char* what) {
+  check(!capturing(device), op, ": a captured step must not ", what);
+}
+
+const int64_t* random_shift(Device device) { return capturing(device) ? current.shift : nullptr; }
+
+constexpr CaptureBackend kCaptureBackend{begin};
+
+}  // namespace cairn::cuda
