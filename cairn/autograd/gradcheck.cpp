@@ -21,7 +21,7 @@ Tensor projection(const Tensor& out) {
 }
 
 double project(const Tensor& out, const Tensor& w) {
-  const Tensor y = raw::contiguous(raw::to(out, DType::f64));
+  const Tensor y = raw::contiguous(raw::to(out, DType::f64, kCPU));
   long double total = 0;  // keeps the rounding of this sum out of the difference
   for (int64_t i = 0; i < y.numel(); ++i)
     total += static_cast<long double>(y.data<double>()[i]) * w.data<double>()[i];
@@ -55,7 +55,7 @@ GradcheckResult gradcheck(const std::function<Tensor(std::span<const Tensor>)>& 
     if (any) result.message = "gradcheck: output takes no part in the graph";
     return result;
   }
-  if (out.numel() > 0) backward(out, raw::to(w, out.dtype()));
+  if (out.numel() > 0) backward(out, raw::to(w, out.dtype(), out.device()));
 
   NoGrad no_grad;
   for (size_t i = 0; i < args.size(); ++i) {

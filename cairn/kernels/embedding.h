@@ -8,7 +8,9 @@
 namespace cairn::kernels {
 
 // out [n, D] contiguous = rows of weight [V, D] (any strides) named by index i64 [n] contiguous.
-// Throws "embedding: index must be in [0, V), got I at position P".
+// Throws "embedding: index must be in [0, V), got I at position P"; a device that works
+// asynchronously throws it where the host next waits for it, and this and embedding_bwd must stay
+// inside memory until then.
 extern Slot<void(Out out, In weight, In index)> embedding_fwd;
 // dweight [V, D] (any strides; cleared before, or to be added to) += rows of dout [n, D]
 // contiguous, in order of n; row `skip` is left alone. Accumulates in dweight's dtype.

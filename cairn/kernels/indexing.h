@@ -1,15 +1,26 @@
 // Slots of picking, sorting and triangles.
-// Invariant: indices were checked by the op (first_invalid); where several indices name one
-// element, contributions are added in the order of the indices.
+// Invariant: indices were checked by the op (check_index); where several indices name one element,
+// contributions are added in the order of the indices. On a device that works asynchronously the
+// check's error comes later than the kernels that use the indices, so those must stay inside memory
+// whatever an index holds; what they write for a wrong one is nobody's business.
 #pragma once
+
+#include <string>
+#include <string_view>
 
 #include "cairn/kernels/slot.h"
 
 namespace cairn::kernels {
 
-// Looks for the first entry (row-major) of index (i64 or i32) outside [0, size): its position, or
-// -1, and its value.
-extern Slot<void(In index, int64_t size, int64_t& position, int64_t& value)> first_invalid;
+// Throws index_error for the first entry (row-major) of index (i64 or i32, any strides) outside
+// [0, size). A device that works asynchronously throws the same error where the host next waits for
+// it. op and what are string literals.
+extern Slot<void(std::string_view op, std::string_view what, In index, int64_t size)> check_index;
+
+// "op: what must be in [0, size), got I at position P" for entry `flat` (row-major) of an index of
+// this shape; P is "2" for 1-d and "[0, 2]" else.
+std::string index_error(std::string_view op, std::string_view what, int64_t size, int64_t value,
+                        const Shape& shape, int64_t flat);
 
 // y[o, k, :] = x[o, index[k], :], all contiguous: x [outer, n, inner], y [outer, count, inner];
 // index 1-d i64 or i32, contiguous.

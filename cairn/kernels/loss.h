@@ -12,7 +12,9 @@ namespace cairn::kernels {
 enum class LossReduction { none, mean, sum };
 
 // Throws "op: target must be in [0, C), got T at position P" for the first class of target (i64)
-// that lies outside and is not ignore_index.
+// that lies outside and is not ignore_index. A device that works asynchronously throws it where the
+// host next waits for it, and the losses' kernels must stay inside memory until then. op is a
+// string literal.
 extern Slot<void(std::string_view op, In target, int64_t classes, int64_t ignore_index)>
     check_classes;
 

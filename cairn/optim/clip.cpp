@@ -119,8 +119,10 @@ Tensor clip_grad_norm_(std::span<const Tensor> parameters, double max_norm, doub
     const double value = total.item();
     check(std::isfinite(value), op, ": total norm must be finite, got ", value);
   }
-  // A norm of NaN spreads to every gradient; otherwise zeros stay zeros.
-  const bool spreads = gradients.has_zeros && std::isnan(total.item());
+  // A norm of NaN spreads to every gradient; otherwise zeros stay zeros. Asking another device
+  // for the norm would wait for it: there, all of the memory is scaled.
+  const bool asks = gradients.has_zeros && gradients.device == kCPU;
+  const bool spreads = gradients.has_zeros && (!asks || std::isnan(total.item()));
   for (const auto& part : gradients.parts)
     kernels::clip_by_norm(gradients.device, part.dtype, spreads ? part.runs : part.live, total,
                           max_norm);

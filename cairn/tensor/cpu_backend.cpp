@@ -140,6 +140,6 @@ Allocator* allocator(Device) { return cpu_allocator(); }
 
 }  // namespace
 
-const DeviceBackend kCpuBackend{allocator, copy, fill};
+const DeviceBackend kCpuBackend{allocator, copy, fill, cpu_random};
 
 }  // namespace cairn

@@ -7,4 +7,7 @@ namespace cairn {
 
 extern const DeviceBackend kCpuBackend;
 
+// Its random row.
+void cpu_random(const Tensor& t, const RandomDraw& draw);
+
 }  // namespace cairn

@@ -33,6 +33,16 @@ inline const Device kCPU{};
 std::string_view name_of(DeviceType type);
 void append_text(std::string& out, Device device);
 
+// One draw of random numbers into a tensor.
+struct RandomDraw {
+  enum class Kind : uint8_t { uniform, normal };
+  Kind kind = Kind::uniform;
+  double a = 0, b = 1;  // uniform in [a, b); normal of mean a and standard deviation b
+  uint64_t seed = 0;
+  uint64_t offset = 0;  // the first Philox block
+  double top = 1;       // uniform: no number above this one, the dtype's largest below b (or a)
+};
+
 // What tensor/ needs of a device kind.
 struct DeviceBackend {
   Allocator* (*allocator)(Device device);
@@ -40,6 +50,10 @@ struct DeviceBackend {
   void (*copy)(const Tensor& dst, const Tensor& src);
   // Every element of dst becomes value, converted to its dtype.
   void (*fill)(const Tensor& dst, double value);
+  // Draws into t, floating, not expanded, of any strides. Element i of the row-major order depends
+  // on the draw, the dtype and i alone, as random.h says, so that every device draws the CPU's
+  // numbers (normal ones to rounding).
+  void (*random)(const Tensor& t, const RandomDraw& draw);
   // Waits until the device has done all it was asked for. Null where calls are done on return.
   void (*synchronize)(Device device) = nullptr;
   // Null where the device's work cannot be captured.

@@ -4,74 +4,24 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <numbers>
 #include <numeric>
 
-#include "cairn/tensor/parallel.h"
-#include "cairn/tensor/random_fill.h"
 #include "cairn/tensor/raw.h"
 
 namespace cairn {
 namespace {
 
-constexpr int64_t kGrain = 1 << 13;
-
-// 53 bits in [0, 1) from two words.
-double uniform_double(uint32_t high, uint32_t low) {
-  return static_cast<double>((uint64_t{high} << 21) ^ (low >> 11)) * 0x1p-53;
-}
-
-// Draws into t: f64 from value(four words of block i) for element i; narrower dtypes from
-// fill(out, begin, end, seed, offset), a stretch of f32 numbers made from a word each.
-template <class Value, class Fill>
-void draw(const Tensor& t, const char* op, Generator& generator, Value&& value, Fill&& fill) {
+// Reserves the draw's blocks and hands it to the tensor's device. f64 takes a block an element,
+// narrower dtypes a word.
+void draw_into(const Tensor& t, const char* op, Generator& generator, RandomDraw draw) {
   check(is_floating(t.dtype()), op, ": dtype must be floating, got ", t.dtype());
   for (size_t d = 0; d < t.shape().size(); ++d)
     check(t.strides()[d] != 0 || t.shape()[d] <= 1, op,
           ": tensor must not be expanded, got strides ", t.strides());
   const int64_t n = t.numel();
-  const bool wide = t.dtype() == DType::f64;
-  const uint64_t offset = generator.reserve(wide ? checked_mul(4, n, op) : n);
-  const uint64_t seed = generator.seed();
-  // Elements [lo, hi) in row-major order; lo is a multiple of 4, the start of a block of words.
-  const auto stretch = [&](const Tensor& out, int64_t at, int64_t lo, int64_t hi) {
-    if (wide) {
-      double* const to = out.data<double>() + at;
-      for (int64_t i = lo; i < hi; ++i)
-        to[i - lo] = value(philox(seed, offset + static_cast<uint64_t>(i)));
-    } else if (t.dtype() == DType::f32) {
-      fill(out.data<float>() + at, lo, hi, seed, offset);
-    } else {
-      constexpr int64_t kBlock = 1024;
-      float block[kBlock];
-      bfloat16* const to = out.data<bfloat16>() + at;
-      for (int64_t i = lo; i < hi; i += kBlock) {
-        const int64_t end = std::min(i + kBlock, hi);
-        fill(block, i, end, seed, offset);
-        for (int64_t j = i; j < end; ++j) to[j - lo] = bfloat16(block[j - i]);
-      }
-    }
-  };
-  if (t.device() == kCPU && !t.is_contiguous()) {
-    // By rows of the first dimension, through a piece that stays in cache.
-    constexpr int64_t kRows = 16;
-    const int64_t rows = t.size(0);
-    parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const int64_t lo = i * kRows, hi = std::min(lo + kRows, rows);
-        const Tensor place = raw::slice(t, 0, lo, hi);
-        const Tensor piece = empty(place.shape(), {t.dtype()});
-        stretch(piece, 0, lo * (n / rows), hi * (n / rows));
-        raw::copy_(place, piece);
-      }
-    });
-  } else {
-    const Tensor host = t.device() == kCPU ? t : empty(t.shape(), {t.dtype()});
-    parallel_for(0, (n + 3) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
-      stretch(host, 4 * first, 4 * first, std::min(4 * last, n));
-    });
-    if (!host.same_as(t)) raw::copy_(t, host);
-  }
+  draw.offset = generator.reserve(t.dtype() == DType::f64 ? checked_mul(4, n, op) : n);
+  draw.seed = generator.seed();
+  if (n > 0) backend_of(t.device().type, op).random(t, draw);
   t.bump_version(op);
 }
 
@@ -100,33 +50,13 @@ void uniform_(const Tensor& t, double low, double high, Generator& generator) {
         "uniform_: low and high must be finite with low <= high, got ", low, " and ", high);
   // Rounding to the dtype must not reach `high`.
   const double top = std::max(low, below(high, t.dtype()));
-  draw(
-      t, "uniform_", generator,
-      [&](const std::array<uint32_t, 4>& w) {
-        return std::min(top, low + (high - low) * uniform_double(w[0], w[1]));
-      },
-      [&](float* out, int64_t begin, int64_t end, uint64_t seed, uint64_t offset) {
-        detail::fill_uniform(out, begin, end, seed, offset);
-        if (low == 0 && high == 1 && t.dtype() == DType::f32) return;
-        for (int64_t i = 0; i < end - begin; ++i)
-          out[i] =
-              static_cast<float>(std::min(top, low + (high - low) * static_cast<double>(out[i])));
-      });
+  draw_into(t, "uniform_", generator,
+            {.kind = RandomDraw::Kind::uniform, .a = low, .b = high, .top = top});
 }
 
 void normal_(const Tensor& t, double mean, double std, Generator& generator) {
   check(std >= 0, "normal_: std must not be negative, got ", std);
-  draw(
-      t, "normal_", generator,
-      [&](const std::array<uint32_t, 4>& w) {
-        // 1 - u lies in (0, 1], so the logarithm is finite.
-        const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform_double(w[0], w[1])));
-        return mean + std * radius * std::cos(2.0 * std::numbers::pi * uniform_double(w[2], w[3]));
-      },
-      [&](float* out, int64_t begin, int64_t end, uint64_t seed, uint64_t offset) {
-        detail::fill_normal(out, begin, end, seed, offset, static_cast<float>(mean),
-                            static_cast<float>(std));
-      });
+  draw_into(t, "normal_", generator, {.kind = RandomDraw::Kind::normal, .a = mean, .b = std});
 }
 
 Tensor rand(const Shape& shape, const TensorOptions& options, Generator& generator) {

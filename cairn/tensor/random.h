@@ -12,7 +12,7 @@
 namespace cairn {
 
 // Ten rounds of Philox on one counter: four independent 32-bit numbers.
-inline std::array<uint32_t, 4> philox(uint64_t seed, uint64_t counter, uint64_t stream = 0) {
+constexpr std::array<uint32_t, 4> philox(uint64_t seed, uint64_t counter, uint64_t stream = 0) {
   uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
                    static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)};
   uint32_t k0 = static_cast<uint32_t>(seed);
@@ -33,12 +33,16 @@ inline std::array<uint32_t, 4> philox(uint64_t seed, uint64_t counter, uint64_t 
 }
 
 // Number i (any i >= 0) of the stream that starts at `offset`: word i % 4 of block offset + i / 4.
-inline uint32_t philox_word(uint64_t seed, uint64_t offset, uint64_t i) {
+constexpr uint32_t philox_word(uint64_t seed, uint64_t offset, uint64_t i) {
   return philox(seed, offset + i / 4)[i % 4];
 }
 
 // 24 random bits as a float in [0, 1).
-inline float uniform_float(uint32_t word) { return static_cast<float>(word >> 8) * 0x1p-24f; }
+constexpr float uniform_float(uint32_t word) { return static_cast<float>(word >> 8) * 0x1p-24f; }
+// 53 bits of two words as a double in [0, 1).
+constexpr double uniform_double(uint32_t high, uint32_t low) {
+  return static_cast<double>((uint64_t{high} << 21) ^ (low >> 11)) * 0x1p-53;
+}
 
 // A seed and the number of blocks already used.
 class Generator {

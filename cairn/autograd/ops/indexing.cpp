@@ -11,24 +11,8 @@ namespace {
 
 using detail::recording;
 
-// Row-major position as text: "2" for 1-d, "[0, 2]" else.
-std::string position_text(const Shape& shape, int64_t position) {
-  if (shape.size() <= 1) return cat(position);
-  Shape at = shape;
-  for (size_t d = shape.size(); d-- > 0;) {
-    at[d] = position % shape[d];
-    position /= shape[d];
-  }
-  return cat(at);
-}
-
 void check_index(const char* op, const Tensor& index, int64_t size) {
-  int64_t position = -1;
-  int64_t value = 0;
-  kernels::first_invalid(index.device(), index, size, position, value);
-  if (position >= 0)
-    fail(op, ": index must be in [0, ", size, "), got ", value, " at position ",
-         position_text(index.shape(), position));
+  kernels::check_index(index.device(), op, "index", index, size);
 }
 
 // Shapes of gather and scatter_add: index has as many dimensions as `t`, none larger but `dim`.

@@ -32,18 +32,14 @@ int64_t offset_of(const Tensor& t, int64_t flat) {
   return at;
 }
 
-void find_invalid(In index, int64_t size, int64_t& position, int64_t& value) {
-  position = -1;
+void check_index(std::string_view op, std::string_view what, In index, int64_t size) {
   const int64_t n = index.numel();
   const bool flat = index.is_contiguous();
   with_index_type(index, [&]<class I>() {
     const I* in = index.data<I>();
     for (int64_t i = 0; i < n; ++i) {
       const int64_t v = in[flat ? i : offset_of(index, i)];
-      if (v >= 0 && v < size) continue;
-      position = i;
-      value = v;
-      return;
+      if (v < 0 || v >= size) throw Error(index_error(op, what, size, v, index.shape(), i));
     }
   });
 }
@@ -195,7 +191,8 @@ void nonzero(Out indices, In x) {
 }  // namespace
 }  // namespace cpu
 
-Slot<void(In, int64_t, int64_t&, int64_t&)> first_invalid{"first_invalid", cpu::find_invalid};
+Slot<void(std::string_view, std::string_view, In, int64_t)> check_index{"check_index",
+                                                                        cpu::check_index};
 Slot<void(Out, In, In, int64_t, int64_t, int64_t)> index_select_fwd{"index_select_fwd",
                                                                     cpu::index_select};
 Slot<void(Out, In, In, int64_t, int64_t, int64_t)> index_add{"index_add", cpu::add_at_index};
