@@ -6,14 +6,13 @@
 
 #include <bit>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 
-// Functions that loops of any instruction set must be able to take in.
-#if defined(__CUDACC__)
-#define CAIRN_INLINE __host__ __device__ __forceinline__
-#else
-#define CAIRN_INLINE inline __attribute__((always_inline))
-#endif
+// Functions that loops of any instruction set must be able to take in; constexpr, because that is
+// what makes them callable on a GPU (nvcc --expt-relaxed-constexpr). The ones that call the C
+// library are templates: a plain constexpr function may not call what never is a constant.
+#define CAIRN_INLINE constexpr inline __attribute__((always_inline))
 
 namespace cairn::fast {
 
@@ -79,7 +78,10 @@ CAIRN_INLINE float exp(float x) {
   const Reduced e = reduce(bounded);
   return (1.0f + expm1_small(e.r)) * e.scale_a * e.scale_b;
 }
-CAIRN_INLINE double exp(double x) { return std::exp(x); }
+template <std::same_as<double> T>
+CAIRN_INLINE T exp(T x) {
+  return std::exp(x);
+}
 
 CAIRN_INLINE float expm1(float x) {
   float bounded = x > 89.0f ? 89.0f : x;
@@ -89,7 +91,10 @@ CAIRN_INLINE float expm1(float x) {
   // 2^n p + (2^n - 1), the scales apart; 1 / scale_b is exact. Near 0 the second term is exactly 0.
   return (p * e.scale_a + (e.scale_a - 1.0f / e.scale_b)) * e.scale_b;
 }
-CAIRN_INLINE double expm1(double x) { return std::expm1(x); }
+template <std::same_as<double> T>
+CAIRN_INLINE T expm1(T x) {
+  return std::expm1(x);
+}
 
 // The parts of log x = exponent log 2 + log m, m in [sqrt(1/2), sqrt(2)).
 struct LogParts {
@@ -129,13 +134,19 @@ CAIRN_INLINE float log(float x) {
   return log_ends(
       x, l.exponent * 0.693145751953125f + (l.log_m + l.exponent * 1.42860682030941723e-6f));
 }
-CAIRN_INLINE double log(double x) { return std::log(x); }
+template <std::same_as<double> T>
+CAIRN_INLINE T log(T x) {
+  return std::log(x);
+}
 
 CAIRN_INLINE float log2(float x) {  // exact at powers of 2
   const LogParts l = log_parts(x);
   return log_ends(x, l.exponent + l.log_m * 1.44269504088896341f);
 }
-CAIRN_INLINE double log2(double x) { return std::log2(x); }
+template <std::same_as<double> T>
+CAIRN_INLINE T log2(T x) {
+  return std::log2(x);
+}
 
 CAIRN_INLINE float log1p(float x) {
   const float u = 1.0f + x;
@@ -144,7 +155,10 @@ CAIRN_INLINE float log1p(float x) {
   const float y = log(u) + lost / u;
   return select((u - u == 0.0f) & (u > 0.0f), y, log(u));
 }
-CAIRN_INLINE double log1p(double x) { return std::log1p(x); }
+template <std::same_as<double> T>
+CAIRN_INLINE T log1p(T x) {
+  return std::log1p(x);
+}
 
 CAIRN_INLINE float tanh(float x) {
   const float m = magnitude(x);
@@ -152,7 +166,10 @@ CAIRN_INLINE float tanh(float x) {
   const float e = expm1(2.0f * bounded);
   return with_sign(e / (e + 2.0f), x);
 }
-CAIRN_INLINE double tanh(double x) { return std::tanh(x); }
+template <std::same_as<double> T>
+CAIRN_INLINE T tanh(T x) {
+  return std::tanh(x);
+}
 
 // erf(m) / m as a polynomial in m^2 for m <= 0.95; coefficients fitted to 6e-10.
 CAIRN_INLINE float erf_near(float q) {
@@ -185,7 +202,10 @@ CAIRN_INLINE float erf(float x) {
   const float m = magnitude(x);
   return with_sign(select(m > 0.95f, 1.0f - erfc_far(m), m * erf_near(m * m)), x);
 }
-CAIRN_INLINE double erf(double x) { return std::erf(x); }
+template <std::same_as<double> T>
+CAIRN_INLINE T erf(T x) {
+  return std::erf(x);
+}
 
 // Distribution function of the normal distribution, accurate in the lower tail too.
 CAIRN_INLINE float normal_cdf(float x) {
@@ -195,7 +215,10 @@ CAIRN_INLINE float normal_cdf(float x) {
   const float far = select(x < 0.0f, tail, 1.0f - tail);
   return select(m > 0.95f, far, 0.5f + 0.5f * (z * erf_near(m * m)));
 }
-CAIRN_INLINE double normal_cdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
+template <std::same_as<double> T>
+CAIRN_INLINE T normal_cdf(T x) {
+  return 0.5 * std::erfc(-x * 0.70710678118654752440);
+}
 
 // 1 / (1 + exp(-x)).
 template <class T>

@@ -23,19 +23,19 @@ struct AverageAxis {
   int64_t in = 0, out = 0;
   int64_t kernel = 0, stride = 0, pad = 0;  // kernel 0: adaptive
 
-  int64_t begin(int64_t o) const {
+  constexpr int64_t begin(int64_t o) const {
     return kernel == 0 ? o * in / out : std::max<int64_t>(0, o * stride - pad);
   }
-  int64_t end(int64_t o) const {
+  constexpr int64_t end(int64_t o) const {
     return kernel == 0 ? ((o + 1) * in + out - 1) / out
                        : std::min<int64_t>(in, o * stride - pad + kernel);
   }
   // Outputs that read input i: [first, last).
-  int64_t first(int64_t i) const {
+  constexpr int64_t first(int64_t i) const {
     if (kernel == 0) return i * out / in;
     return i + pad < kernel ? 0 : (i + pad - kernel) / stride + 1;
   }
-  int64_t last(int64_t i) const {
+  constexpr int64_t last(int64_t i) const {
     return kernel == 0 ? ((i + 1) * out + in - 1) / in
                        : std::min<int64_t>(out, (i + pad) / stride + 1);
   }

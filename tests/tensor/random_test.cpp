@@ -40,6 +40,7 @@ TEST_CASE("tensor: philox gives the published answers") {
   CHECK(philox(0x299f31d0a4093822, 0x85a308d3243f6a88, 0x0370734413198a2e) ==
         Block{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
   CHECK(philox_word(7, 3, 9) == philox(7, 5)[1]);
+  static_assert(philox(0, 0)[0] == 0x6627e8d5);  // usable in constants, and so on a GPU
   CHECK(uniform_float(0) == 0.0f);
   CHECK(uniform_float(~0u) < 1.0f);
 }
