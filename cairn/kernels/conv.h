@@ -12,8 +12,15 @@ struct ConvParams {
   int64_t groups = 1;
 };
 
-// x [N, C, H, W] and y [N, O, OH, OW] channels-last; w [O, C / groups, KH, KW] with the bytes of
-// [KH, KW, C / groups, O]; bias [O] contiguous or undefined. All f64 or all f32.
+// The strides that the device's kernels want of a weight [O, C / groups, KH, KW], dense on all:
+// CPU:  bytes of [KH, KW, C / groups, O]: output channels side by side, as its vectors take them;
+// CUDA: bytes of [O, KH, KW, C / groups]: channels-last, as cuDNN takes filters.
+Shape conv_weight_strides(Device device, const Shape& weight);
+// Whether a 4-d tensor lies in memory so. (Strides of dimensions of size 1 do not matter.)
+bool is_conv_weight(const Tensor& weight, Device device);
+
+// x [N, C, H, W] and y [N, O, OH, OW] channels-last; w [O, C / groups, KH, KW] as
+// conv_weight_strides has it; bias [O] contiguous or undefined. All f64 or all f32.
 extern Slot<void(Out y, In x, In w, In bias, const ConvParams& params)> conv2d_fwd;
 // dx like x.
 extern Slot<void(const Dst& dx, In dy, In w, const ConvParams& params)> conv2d_bwd_data;

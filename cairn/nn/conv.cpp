@@ -18,10 +18,8 @@ Tensor make_weight(int64_t in, int64_t out, Pair kernel, const Conv2dOptions& op
         "conv2d: in_channels and out_channels must be multiples of groups ", options.groups,
         ", got ", in, " and ", out);
   const int64_t depth = in / options.groups;
-  // The kernels walk taps, then input channels, with output channels side by side.
-  const Tensor weight =
-      empty_strided({out, depth, kernel.h, kernel.w}, {1, out, kernel.w * depth * out, depth * out},
-                    {options.dtype});
+  const Shape shape{out, depth, kernel.h, kernel.w};
+  const Tensor weight = empty_strided(shape, conv2d_weight_strides(kCPU, shape), {options.dtype});
   if (options.weight_init)
     options.weight_init(weight);
   else

@@ -29,7 +29,7 @@ class Conv2d final : public Layer {
          const Conv2dOptions& options = {});
   Tensor forward(const Tensor& x) override;
 
-  // [O, I / groups, KH, KW]; in memory [KH, KW, I / groups, O], as the kernels read it.
+  // [O, I / groups, KH, KW]; in memory as conv2d_weight_strides() has it.
   const Tensor weight;
   const Tensor bias;  // [O] or undefined
 

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "cairn/autograd/engine.h"
+#include "cairn/autograd/ops/conv.h"
 #include "cairn/tensor/raw.h"
 
 namespace cairn::nn {
@@ -13,9 +14,14 @@ namespace {
 bool add_once(std::set<const void*>& seen, const Tensor& t) { return seen.insert(t.id()).second; }
 
 // A copy of `t` on `device` with the same strides where they are dense.
-Tensor moved(const Tensor& t, Device device) {
-  const Tensor out = empty_strided(
-      t.shape(), t.is_dense() ? t.strides() : contiguous_strides(t.shape()), {t.dtype(), device});
+Tensor moved(const Tensor& t, Device device) { return raw::to(t, t.dtype(), device); }
+
+// As moved(); a convolution's weight, or its gradient, goes from the layout that its device's
+// kernels read to the one that `device`'s do.
+Tensor moved_parameter(const Tensor& t, Device device) {
+  if (!is_conv2d_weight(t)) return moved(t, device);
+  const Tensor out =
+      empty_strided(t.shape(), conv2d_weight_strides(device, t.shape()), {t.dtype(), device});
   raw::copy_(out, t);
   return out;
 }
@@ -150,10 +156,10 @@ void Module::set_requires_grad(bool value) {
 void Module::to(Device device) {
   for (const Tensor& p : parameters()) {
     if (p.device() == device) continue;
-    p.set_data(moved(p, device));
+    p.set_data(moved_parameter(p, device));
     AutogradMeta* meta = autograd_meta(p);
     if (meta == nullptr || !meta->grad.defined()) continue;
-    meta->grad = meta->has_grad ? moved(meta->grad, device) : Tensor{};
+    meta->grad = meta->has_grad ? moved_parameter(meta->grad, device) : Tensor{};
     meta->zeros.clear();
   }
   for (const Tensor& b : buffers())

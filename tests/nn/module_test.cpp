@@ -6,9 +6,11 @@
 #include <optional>
 
 #include "cairn/autograd/engine.h"
+#include "cairn/nn/conv.h"
 #include "cairn/tensor/random.h"
 #include "tests/catch.h"
 #include "tests/nn/helpers.h"
+#include "tests/tensor/locked_device.h"
 
 using namespace cairn;
 using cairn::test::error_of;
@@ -248,4 +250,30 @@ TEST_CASE("nn: to the device it is on changes nothing") {
   const void* const address = root.last.weight.raw_data();
   root.to(kCPU);
   CHECK(root.last.weight.raw_data() == address);
+}
+
+TEST_CASE("nn: to another device brings a convolution's weight and gradient to its layout") {
+  if (has_backend(DeviceType::cuda)) return;
+  const test::LockedDevice device;
+  manual_seed(4);
+  nn::Conv2d conv(3, 4, {2, 5});
+  const Shape here = conv.weight.strides();
+  const auto values = values_of(conv.weight);
+  const Tensor slope = randn(conv.weight.shape());
+  set_grad(conv.weight, slope);
+  conv.to(test::kLocked);
+  CHECK(conv.weight.device() == test::kLocked);
+  CHECK(conv.weight.strides() == Shape{2 * 5 * 3, 1, 5 * 3, 3});  // [O, KH, KW, I]
+  CHECK(grad(conv.weight).strides() == conv.weight.strides());
+  CHECK(values_of(raw::to(conv.weight, DType::f32, kCPU)) == values);
+  CHECK(values_of(raw::to(grad(conv.weight), DType::f32, kCPU)) == values_of(slope));
+
+  nn::Conv2d other(3, 4, {2, 5});
+  conv.load_state_dict(other.state_dict());
+  CHECK(values_of(raw::to(conv.weight, DType::f32, kCPU)) == values_of(other.weight));
+  conv.to(kCPU);
+  CHECK(conv.weight.strides() == here);
+  CHECK(grad(conv.weight).strides() == here);
+  CHECK(values_of(conv.weight) == values_of(other.weight));
+  CHECK(values_of(grad(conv.weight)) == values_of(slope));
 }

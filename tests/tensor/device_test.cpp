@@ -1,10 +1,5 @@
-// Tensors of a device whose memory the host cannot read: a made-up one, of pages that only its own
-// copies and draws open.
+// What tensor/ does for a device whose memory the host cannot read.
 #include "cairn/tensor/device.h"
-
-#include <sys/mman.h>
-
-#include <map>
 
 #include "cairn/tensor/print.h"
 #include "cairn/tensor/random.h"
@@ -13,82 +8,15 @@
 #include "tests/catch.h"
 #include "tests/temp_folder.h"
 #include "tests/tensor/elements.h"
+#include "tests/tensor/locked_device.h"
 
 using namespace cairn;
+using test::draws;
 using test::elements;
+using test::kLocked;
+using test::LockedDevice;
 
 namespace {
-
-constexpr int64_t kPage = 4096;
-int64_t whole_pages(int64_t bytes) { return (bytes / kPage + 1) * kPage; }
-
-class LockedPages final : public Allocator {
- public:
-  void* allocate(int64_t bytes, bool* zeros) override {
-    void* block = mmap(nullptr, static_cast<size_t>(whole_pages(bytes)), PROT_NONE,
-                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (block == MAP_FAILED) throw Error("allocate: no pages");
-    if (zeros != nullptr) *zeros = true;
-    return block;
-  }
-  void deallocate(void* block, int64_t bytes) override {
-    munmap(block, static_cast<size_t>(whole_pages(bytes)));
-  }
-  MemoryStats stats() const override { return {}; }
-  void reset_peak() override {}
-  void release_cached() override {}
-};
-
-Allocator* locked_pages(Device) {
-  static LockedPages pages;
-  return &pages;
-}
-
-// Opens a tensor's memory and gives it as the CPU's.
-class Opened {
- public:
-  explicit Opened(const Tensor& t) : storage_(*t.storage()), locked_(t.device() != kCPU) {
-    if (locked_) protect(PROT_READ | PROT_WRITE);
-    tensor = Tensor(std::make_shared<Storage>(storage_.data(), storage_.bytes(), kCPU, nullptr),
-                    t.dtype(), t.shape(), t.strides(), t.offset());
-  }
-  ~Opened() {
-    if (locked_) protect(PROT_NONE);
-  }
-  Tensor tensor;
-
- private:
-  void protect(int how) {
-    REQUIRE(mprotect(storage_.data(), static_cast<size_t>(whole_pages(storage_.bytes())), how) ==
-            0);
-  }
-  Storage& storage_;
-  bool locked_;
-};
-
-int draws = 0;
-
-void copy(const Tensor& dst, const Tensor& src) {
-  const Opened to(dst), from(src);
-  raw::copy_(to.tensor, from.tensor);
-}
-void fill(const Tensor& dst, double value) { raw::fill_(Opened(dst).tensor, value); }
-void random(const Tensor& t, const RandomDraw& draw) {
-  ++draws;
-  backend_of(DeviceType::cpu, "random").random(Opened(t).tensor, draw);
-}
-
-// The made-up device stands in for CUDA while this lives.
-class LockedDevice {
- public:
-  LockedDevice() { set_backend(DeviceType::cuda, &kBackend); }
-  ~LockedDevice() { set_backend(DeviceType::cuda, nullptr); }
-
- private:
-  static constexpr DeviceBackend kBackend{locked_pages, copy, fill, random};
-};
-
-const Device kLocked(DeviceType::cuda, 0);
 
 std::vector<double> values(const Tensor& t) { return elements(raw::to(t, t.dtype(), kCPU)); }
 

@@ -1,6 +1,6 @@
 // conv2d: checks, layouts and the backward rule.
-// Invariant: a weight whose bytes already lie as [KH, KW, I/g, O] is never copied, and its gradient
-// is written straight into memory of that layout.
+// Invariant: a weight that already lies as its device's kernels want it is never copied, and its
+// gradient is written straight into memory of that layout.
 #include "cairn/autograd/ops/conv.h"
 
 #include <algorithm>
@@ -15,23 +15,13 @@ namespace {
 
 using kernels::ConvParams;
 
-// Strides of [O, I, KH, KW] whose memory order is [KH, KW, I, O].
-Shape hwio_strides(const Shape& w) { return {1, w[0], w[3] * w[1] * w[0], w[1] * w[0]}; }
-
-bool is_hwio(const Tensor& w) {
-  const Shape wanted = hwio_strides(w.shape());
-  for (size_t i = 0; i < 4; ++i)
-    if (w.shape()[i] > 1 && w.strides()[i] != wanted[i]) return false;
-  return true;
+Tensor empty_weight(const Shape& shape, const TensorOptions& options) {
+  return empty_strided(shape, kernels::conv_weight_strides(options.device, shape), options);
 }
 
-Tensor empty_hwio(const Shape& shape, const TensorOptions& options) {
-  return empty_strided(shape, hwio_strides(shape), options);
-}
-
-Tensor to_hwio(const Tensor& w) {
-  if (is_hwio(w)) return w;
-  Tensor out = empty_hwio(w.shape(), {w.dtype(), w.device()});
+Tensor to_weight_layout(const Tensor& w) {
+  if (kernels::is_conv_weight(w, w.device())) return w;
+  Tensor out = empty_weight(w.shape(), {w.dtype(), w.device()});
   raw::copy_(out, w);
   return out;
 }
@@ -106,10 +96,11 @@ void weight_gradient(Grads& g, const Shape& w_shape, const Tensor& x, const Tens
                      const ConvParams& params) {
   const Dst dw = g.dst_with_zeros(1), db = g.dst(2);
   Dst dw_direct = dw, db_direct = db;
-  const bool direct_w = !dw || (is_hwio(dw.tensor) && dw.tensor.dtype() == dy.dtype());
+  const bool direct_w =
+      !dw || (kernels::is_conv_weight(dw.tensor, dy.device()) && dw.tensor.dtype() == dy.dtype());
   const bool direct_b = !db || (db.tensor.is_contiguous() && db.tensor.dtype() == dy.dtype());
   const TensorOptions options{dy.dtype(), dy.device()};
-  if (!direct_w) dw_direct = {empty_hwio(w_shape, options), false};
+  if (!direct_w) dw_direct = {empty_weight(w_shape, options), false};
   if (!direct_b) db_direct = {empty({w_shape[0]}, options), false};
   if (dw || db) kernels::conv2d_bwd_weight(dy.device(), dw_direct, db_direct, x, dy, params);
   if (!direct_w) hand_over(dw, dw_direct.tensor);
@@ -117,6 +108,15 @@ void weight_gradient(Grads& g, const Shape& w_shape, const Tensor& x, const Tens
 }
 
 }  // namespace
+
+Shape conv2d_weight_strides(Device device, const Shape& weight) {
+  check(weight.size() == 4, "conv2d: weight must be 4-d [O, C / groups, KH, KW], got ", weight);
+  return kernels::conv_weight_strides(device, weight);
+}
+
+bool is_conv2d_weight(const Tensor& weight) {
+  return weight.dim() == 4 && kernels::is_conv_weight(weight, weight.device());
+}
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
               const Conv2dOptions& options) {
@@ -129,7 +129,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
       output_size(x.size(2), weight.size(2), params.stride_h, params.pad_h, params.dil_h, "height"),
       output_size(x.size(3), weight.size(3), params.stride_w, params.pad_w, params.dil_w, "width")};
   const Tensor image = raw::channels_last(x);
-  const Tensor kernel = to_hwio(weight);
+  const Tensor kernel = to_weight_layout(weight);
   const DType dtype = compute_dtype(x.dtype());
   const Tensor y = empty_channels_last(shape, {dtype, x.device()});
   kernels::conv2d_fwd(x.device(), y, to_compute(image), to_compute(kernel),

@@ -28,4 +28,10 @@ struct Conv2dOptions {
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias = {},
               const Conv2dOptions& options = {});
 
+// The strides at which a device's kernels read a weight [O, C / groups, KH, KW]. Any other strides
+// are right too, but such a weight is copied in every call.
+Shape conv2d_weight_strides(Device device, const Shape& weight);
+// Whether a tensor is 4-d and lies so on its device.
+bool is_conv2d_weight(const Tensor& weight);
+
 }  // namespace cairn
