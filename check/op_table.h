@@ -84,7 +84,8 @@ struct Verdict {
 
 // Runs all cases of an entry in one dtype: forward against the reference, strided inputs, poisoned
 // outputs, guard bytes, bitwise repeat on 1, 2 and 4 threads, gradcheck (f64), gradients against
-// f64's, and `add` (a second backward accumulates).
+// f64's, and `add` (a second backward accumulates). On another device than the CPU: forward and
+// gradients against the CPU's in double precision, strided inputs, bitwise repeat, `add`.
 Verdict run(const Entry& entry, DType dtype, Device device = {});
 
 }  // namespace cairn::check_table
