@@ -28,7 +28,8 @@ const std::map<std::string, std::set<std::string>> kMayUse = {
 
 // Folders whose headers are for the library alone, so that they may include other libraries'
 // headers.
-const std::vector<std::string> kPrivateFolders = {"cairn/kernels/cpu/"};
+const std::vector<std::string> kPrivateFolders = {"cairn/kernels/cpu/", "cairn/kernels/cuda/",
+                                                  "cairn/tensor/cuda/"};
 
 // How the names of other libraries' headers start.
 const std::vector<std::string> kVendors = {"hwy/",   "nlohmann/", "curl/",    "CLI/",
@@ -55,7 +56,7 @@ std::vector<Source> sources_below(const std::string& folder) {
   std::vector<Source> out;
   for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
     const auto extension = entry.path().extension();
-    if (extension == ".h" || extension == ".cpp" || extension == ".cu")
+    if (extension == ".h" || extension == ".cpp" || extension == ".cu" || extension == ".cuh")
       out.push_back({entry.path().lexically_relative(root).generic_string(),
                      read_bytes(entry.path().string())});
   }
@@ -182,6 +183,20 @@ TEST_CASE("structure: the library never prints and never aborts") {
     if (source.path.find("callbacks/progress_bar.cpp") != std::string::npos) continue;
     if (prints_or_aborts(source.text)) FAIL_CHECK(source.path + " prints or ends the process");
   }
+}
+
+TEST_CASE("structure: only the cuda folders ask whether there is CUDA") {
+  const auto asks = [](const std::string& text) {
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);)
+      if (line.rfind("#if", 0) == 0 && line.find("CUDA") != std::string::npos) return true;
+    return false;
+  };
+  CHECK(asks("#ifdef CAIRN_HAS_CUDA\n"));
+  CHECK(asks("int x;\n#if defined(__CUDACC__)\n"));
+  for (const auto& source : sources_below("cairn"))
+    if (source.path.find("/cuda/") == std::string::npos && asks(source.text))
+      FAIL_CHECK(source.path + " compiles differently with CUDA");
 }
 
 TEST_CASE("structure: every file opens with what it is") {
