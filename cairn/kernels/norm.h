@@ -26,18 +26,16 @@ inline int64_t batch_norm_work(int64_t rows, int64_t channels) {
   return 2 * channels * std::max<int64_t>(1, NormBlocks(rows).count);
 }
 
-// Statistics of the batch into mean and rstd = 1 / sqrt(biased variance + eps); running_mean and
-// running_var [C] (contiguous, may be undefined) move towards mean and unbiased variance by
-// momentum. R >= 1.
-extern Slot<void(Out mean, Out rstd, Out running_mean, Out running_var, Out work, In x,
-                 double momentum, double eps)>
-    batch_norm_stats;
-// mean and rstd from running statistics.
-extern Slot<void(Out mean, Out rstd, In running_mean, In running_var, double eps)>
-    batch_norm_running;
-// y = (x - mean) rstd w + b (+ residual), then max(0, .) if relu.
-extern Slot<void(Out y, Out coef, In x, In residual, In w, In b, In mean, In rstd, bool relu)>
-    batch_norm_apply;
+// In training: statistics of the batch into mean and rstd = 1 / sqrt(biased variance + eps);
+// running_mean and running_var [C] (contiguous, may be undefined) move towards mean and unbiased
+// variance by momentum; y = (x - mean) rstd w + b (+ residual), then max(0, .) if relu. R >= 1.
+extern Slot<void(Out y, Out mean, Out rstd, Out running_mean, Out running_var, Out work, Out coef,
+                 In x, In residual, In w, In b, double momentum, double eps, bool relu)>
+    batch_norm_fwd;
+// In evaluation: mean and rstd from running statistics, and y as above.
+extern Slot<void(Out y, Out mean, Out rstd, Out coef, In x, In residual, In w, In b,
+                 In running_mean, In running_var, double eps, bool relu)>
+    batch_norm_eval;
 // dy like y. relu: the forward ended in it, and where its output is not above zero the gradient is
 // dropped; the output is y, or, where y is undefined (there was no residual), computed again from
 // x, w and b. dx and dresidual have x's layout; dw and db [C], any stride. In training the

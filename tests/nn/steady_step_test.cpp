@@ -172,6 +172,7 @@ TEST_CASE("nn: each gradient is written once, by its kernel, into the arena") {
   // Once: one call of a gradient kernel for each layer, none of which adds to a weight's gradient.
   const auto rows = profile.rows({.by_shape = true});
   CHECK(calls_of(rows, "conv2d_bwd_weight") == 20);
+  CHECK(calls_of(rows, "batch_norm_fwd") == 20);
   CHECK(calls_of(rows, "batch_norm_bwd") == 20);
   CHECK(calls_of(rows, "linear_fwd") == 1);
   CHECK(calls_of(rows, "matmul") == 2);  // the last layer's input's and weight's gradient

@@ -117,17 +117,17 @@ Tensor batch_norm_op(const char* op, const Tensor& input, const Tensor& residual
   const Tensor rstd = empty({x.size(1)}, {DType::f64, device});
   if (x.numel() > 0) {
     if (options.training) {
-      kernels::batch_norm_stats(device, mean, rstd, running_mean, running_var,
-                                batch_norm_work_memory(x), x, options.momentum, options.eps);
+      kernels::batch_norm_fwd(device, y, mean, rstd, running_mean, running_var,
+                              batch_norm_work_memory(x), coefficient_memory(x), x, residual, w, b,
+                              options.momentum, options.eps, relu);
       if (running_mean.defined()) {
         running_mean.bump_version(op);
         running_var.bump_version(op);
       }
     } else {
-      kernels::batch_norm_running(device, mean, rstd, running_mean, running_var, options.eps);
+      kernels::batch_norm_eval(device, y, mean, rstd, coefficient_memory(x), x, residual, w, b,
+                               running_mean, running_var, options.eps, relu);
     }
-    kernels::batch_norm_apply(device, y, coefficient_memory(x), x, residual, w, b, mean, rstd,
-                              relu);
   } else {
     raw::fill_(mean, 0);
     raw::fill_(rstd, 1);

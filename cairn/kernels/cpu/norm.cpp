@@ -81,8 +81,8 @@ NormPiece<T> whole_piece(In x) {
   return p;
 }
 
-void cpu_batch_norm_stats(Out mean, Out rstd, Out running_mean, Out running_var, Out work, In x,
-                          double momentum, double eps) {
+void batch_statistics(Out mean, Out rstd, Out running_mean, Out running_var, Out work, In x,
+                      double momentum, double eps) {
   const int64_t channels = x.size(1);
   const NormBlocks blocks(x.numel() / std::max<int64_t>(1, channels));
   double* partial = work.data<double>();
@@ -126,7 +126,7 @@ void cpu_batch_norm_stats(Out mean, Out rstd, Out running_mean, Out running_var,
   for (int64_t c = 0; c < channels; ++c) m2[c] = 1 / std::sqrt(std::max(m2[c] / rows, 0.0) + eps);
 }
 
-void cpu_batch_norm_running(Out mean, Out rstd, In running_mean, In running_var, double eps) {
+void running_statistics(Out mean, Out rstd, In running_mean, In running_var, double eps) {
   const ChannelVector from_mean(running_mean, 0), from_var(running_var, 1);
   for (int64_t c = 0; c < mean.numel(); ++c) {
     mean.data<double>()[c] = from_mean[c];
@@ -156,8 +156,7 @@ void set_output_coefficients(NormPiece<T>& p, Accumulate<T>* coef, In w, In b, I
   }
 }
 
-void cpu_batch_norm_apply(Out y, Out coef, In x, In residual, In w, In b, In mean, In rstd,
-                          bool relu) {
+void apply(Out y, Out coef, In x, In residual, In w, In b, In mean, In rstd, bool relu) {
   dispatch_floating(x.dtype(), "batch_norm", [&]<class T>() {
     NormPiece<T> p = whole_piece<T>(x);
     set_output_coefficients(p, coef.data<Accumulate<T>>(), w, b, mean, rstd);
@@ -166,6 +165,25 @@ void cpu_batch_norm_apply(Out y, Out coef, In x, In residual, In w, In b, In mea
     p.relu = relu;
     over_rows(p, norm_fns<T>().apply);
   });
+}
+
+void cpu_batch_norm_fwd(Out y, Out mean, Out rstd, Out running_mean, Out running_var, Out work,
+                        Out coef, In x, In residual, In w, In b, double momentum, double eps,
+                        bool relu) {
+  batch_statistics(mean, rstd, running_mean, running_var, work, x, momentum, eps);
+  apply(y, coef, x, residual, w, b, mean, rstd, relu);
+}
+
+void cpu_batch_norm_eval(Out y, Out mean, Out rstd, Out coef, In x, In residual, In w, In b,
+                         In running_mean, In running_var, double eps, bool relu) {
+  running_statistics(mean, rstd, running_mean, running_var, eps);
+  apply(y, coef, x, residual, w, b, mean, rstd, relu);
+}
+
+// x is read twice: no element of y is known before the statistics of all of x are.
+void batch_norm_cost(profiler::Work& work, Out, Out, Out, Out, Out, Out, Out, In x, In, In, In,
+                     double, double, bool) {
+  work.bytes += x.nbytes();
 }
 
 // The coefficients of dx from the sums; in evaluation dy alone counts.
@@ -259,12 +277,10 @@ void cpu_batch_norm_bwd(const Dst& dx, const Dst& dresidual, const Dst& dw, cons
 }  // namespace
 }  // namespace cpu
 
-Slot<void(Out, Out, Out, Out, Out, In, double, double)> batch_norm_stats{"batch_norm_stats",
-                                                                         cpu::cpu_batch_norm_stats};
-Slot<void(Out, Out, In, In, double)> batch_norm_running{"batch_norm_running",
-                                                        cpu::cpu_batch_norm_running};
-Slot<void(Out, Out, In, In, In, In, In, In, bool)> batch_norm_apply{"batch_norm_apply",
-                                                                    cpu::cpu_batch_norm_apply};
+Slot<void(Out, Out, Out, Out, Out, Out, Out, In, In, In, In, double, double, bool)> batch_norm_fwd{
+    "batch_norm_fwd", cpu::cpu_batch_norm_fwd, cpu::batch_norm_cost};
+Slot<void(Out, Out, Out, Out, In, In, In, In, In, In, double, bool)> batch_norm_eval{
+    "batch_norm_eval", cpu::cpu_batch_norm_eval};
 Slot<void(const Dst&, const Dst&, const Dst&, const Dst&, Out, Out, In, In, In, In, In, In, In,
           bool, bool)>
     batch_norm_bwd{"batch_norm_bwd", cpu::cpu_batch_norm_bwd};
