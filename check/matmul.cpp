@@ -2,6 +2,8 @@
 #include "cairn/autograd/ops/matmul.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numbers>
 
 #include "cairn/autograd/ops/indexing.h"
 #include "cairn/tensor/raw.h"
@@ -115,14 +117,25 @@ std::vector<ErrorCase> matmul_errors() {
   };
 }
 
-Case linear_case(const char* name, const Shape& x, int64_t out, bool bias) {
+double activated(double v, Activation activation) {
+  if (activation == Activation::relu) return std::max(v, 0.0);
+  if (activation == Activation::gelu_tanh)
+    return 0.5 * v *
+           (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (v + 0.044715 * std::pow(v, 3))));
+  return v;
+}
+
+Case linear_case(const char* name, const Shape& x, int64_t out, bool bias,
+                 Activation activation = Activation::none) {
   Case c;
   c.name = name;
   const int64_t in_features = x.back();
   c.inputs = {values(x, 1), values({out, in_features}, 2)};
   if (bias) c.inputs.push_back(values({out}, 3));
-  c.op = [](Inputs in) { return linear(in[0], in[1], in.size() > 2 ? in[2] : Tensor{}); };
-  c.reference = [](Inputs in) {
+  c.op = [activation](Inputs in) {
+    return linear(in[0], in[1], in.size() > 2 ? in[2] : Tensor{}, {.activation = activation});
+  };
+  c.reference = [activation](Inputs in) {
     const int64_t width = in[1].size(1), out = in[1].size(0);
     Shape shape = in[0].shape();
     shape[shape.size() - 1] = out;
@@ -132,7 +145,7 @@ Case linear_case(const char* name, const Shape& x, int64_t out, bool bias) {
       for (int64_t l = 0; l < width; ++l)
         sum +=
             in[0].data<double>()[i / out * width + l] * in[1].data<double>()[i % out * width + l];
-      y.data<double>()[i] = sum;
+      y.data<double>()[i] = activated(sum, activation);
     }
     return y;
   };
@@ -151,6 +164,14 @@ std::vector<Case> linear_cases() {
       linear_case("batch 1", {1, 3}, 2, true),
       linear_case("batch 0", {0, 3}, 2, true),
       linear_case("no input features", {2, 0}, 3, true),
+      linear_case("relu", {3, 4}, 5, true, Activation::relu),
+      linear_case("relu, no bias, 3-d", {2, 3, 4}, 5, false, Activation::relu),
+      linear_case("relu, larger than a tile", {20, 70}, 35, true, Activation::relu),
+      linear_case("relu, batch 0", {0, 3}, 2, true, Activation::relu),
+      linear_case("gelu", {3, 4}, 5, true, Activation::gelu_tanh),
+      linear_case("gelu, no bias, 1-d", {4}, 3, false, Activation::gelu_tanh),
+      linear_case("gelu, larger than a tile", {20, 70}, 35, true, Activation::gelu_tanh),
+      linear_case("gelu, batch 0", {0, 3}, 2, true, Activation::gelu_tanh),
   };
 }
 

@@ -3,7 +3,6 @@
 
 #include <cmath>
 
-#include "cairn/autograd/ops/matmul.h"
 #include "cairn/nn/init.h"
 
 namespace cairn::nn {
@@ -34,8 +33,11 @@ Linear::Linear(const Child& place, int64_t in_features, int64_t out_features,
                const LinearOptions& options)
     : Layer(place),
       weight(parameter("weight", make_weight(in_features, out_features, options))),
-      bias(parameter("bias", make_bias(in_features, out_features, options))) {}
+      bias(parameter("bias", make_bias(in_features, out_features, options))),
+      activation_(options.activation) {}
 
-Tensor Linear::forward(const Tensor& x) { return linear(x, weight, bias); }
+Tensor Linear::forward(const Tensor& x) {
+  return linear(x, weight, bias, {.activation = activation_});
+}
 
 }  // namespace cairn::nn

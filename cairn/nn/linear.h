@@ -1,8 +1,9 @@
-// Linear: y = x W^T + b.
+// Linear: y = x W^T + b, with an activation if wanted.
 #pragma once
 
 #include <functional>
 
+#include "cairn/autograd/ops/matmul.h"
 #include "cairn/nn/container.h"
 
 namespace cairn::nn {
@@ -12,6 +13,8 @@ struct LinearOptions {
   DType dtype = DType::f32;
   // Fills the weight; absent: PyTorch's kaiming_uniform_(a = sqrt(5)), that is +-1 / sqrt(in).
   std::function<void(const Tensor&)> weight_init = {};
+  // Applied to the result, in the same kernel where the device can.
+  Activation activation = Activation::none;
 };
 
 // x [..., in_features] -> [..., out_features].
@@ -25,6 +28,9 @@ class Linear final : public Layer {
 
   const Tensor weight;  // [out_features, in_features]
   const Tensor bias;    // [out_features] or undefined
+
+ private:
+  Activation activation_;
 };
 
 }  // namespace cairn::nn

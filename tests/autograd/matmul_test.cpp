@@ -2,11 +2,15 @@
 #include "cairn/autograd/ops/matmul.h"
 
 #include "cairn/autograd/engine.h"
+#include "cairn/autograd/ops/elementwise.h"
+#include "cairn/tensor/profiler.h"
 #include "cairn/tensor/random.h"
 #include "cairn/tensor/raw.h"
 #include "tests/catch.h"
+#include "tests/tensor/elements.h"
 
 using namespace cairn;
+using test::elements;
 
 TEST_CASE("autograd: linear writes gradients into the leaves' own memory, of either layout") {
   const Tensor x = randn({3, 4});
@@ -45,4 +49,53 @@ TEST_CASE("autograd: matmul of no products gives gradients of zeros") {
   CHECK(y.shape() == Shape{0, 2, 2});
   backward(y, zeros_like(y));
   for (int64_t i = 0; i < 6; ++i) CHECK(grad(a).data<float>()[i] == 0.0f);
+}
+
+TEST_CASE("autograd: linear with an activation is the two ops, bit for bit, in fewer kernels") {
+  for (const DType dtype : {DType::f64, DType::f32}) {
+    for (const Activation activation : {Activation::relu, Activation::gelu_tanh}) {
+      const Tensor x = randn({33, 20}, {dtype}), w = randn({17, 20}, {dtype});
+      const Tensor b = randn({17}, {dtype}), slope = randn({33, 17}, {dtype});
+      for (const Tensor& t : {x, w, b}) set_requires_grad(t);
+      const Tensor plain = linear(x, w, b);
+      const Tensor two =
+          activation == Activation::relu ? relu(plain) : gelu(plain, GeluApproximate::tanh);
+      backward(two, slope);
+      std::vector<std::vector<double>> gradients;
+      for (const Tensor& t : {x, w, b}) {
+        gradients.push_back(elements(grad(t)));
+        zero_grad(t);
+      }
+      profiler::Profile profile;
+      const Tensor one = linear(x, w, b, {.activation = activation});
+      backward(one, slope);
+      profile.stop();
+      CHECK(elements(one) == elements(two));
+      size_t i = 0;
+      for (const Tensor& t : {x, w, b}) CHECK(elements(grad(t)) == gradients[i++]);
+      std::string kernels;
+      for (const auto& row : profile.rows())
+        if (row.kind == profiler::Kind::kernel) kernels += row.name + " ";
+      CHECK(kernels.find("linear_bwd_activation ") != std::string::npos);
+      for (const char* other : {"sum_rows", "relu_", "gelu_"})
+        CHECK(kernels.find(other) == std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("autograd: linear with an activation adds to the bias's gradient, of any stride") {
+  const Tensor x = randn({6, 4}), w = randn({5, 4});
+  const Tensor b = raw::slice(randn({10}), 0, 0, 10, 2);
+  set_requires_grad(b);
+  const Tensor y = linear(x, w, b, {.activation = Activation::relu});
+  backward(y, ones_like(y));
+  const auto once = elements(grad(b));
+  const Tensor again = linear(x, w, b, {.activation = Activation::relu});
+  backward(again, ones_like(again));
+  for (size_t i = 0; i < 5; ++i) {
+    double above = 0;
+    for (int64_t r = 0; r < 6; ++r) above += y.data<float>()[r * 5 + static_cast<int64_t>(i)] > 0;
+    CHECK(once[i] == above);
+    CHECK(elements(grad(b))[i] == 2 * above);
+  }
 }

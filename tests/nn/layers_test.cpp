@@ -50,6 +50,15 @@ TEST_CASE("nn: linear") {
         "linear: in_features and out_features must not be negative, got -1 and 2");
 }
 
+TEST_CASE("nn: linear ends in the activation it was given") {
+  manual_seed(3);
+  const Tensor x = randn({4, 6});
+  nn::Linear plain(6, 5);
+  nn::Linear fused(6, 5, {.activation = Activation::relu});
+  fused.load_state_dict(plain.state_dict());
+  CHECK(values_of(fused(x)) == values_of(relu(plain(x))));
+}
+
 TEST_CASE("nn: conv2d keeps its weight as the kernels read it") {
   manual_seed(2);
   nn::Conv2d layer(6, 8, {3, 2}, {.stride = 2, .padding = {1, 0}, .groups = 2});

@@ -80,6 +80,54 @@ void check_matmul(const Tensor& a, const Tensor& b) {
         a.shape(), " and ", b.shape());
 }
 
+void check_linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  check(x.defined() && weight.defined(), "linear: input and weight must be defined");
+  check(weight.dim() == 2, "linear: weight must be 2-d [out, in], got ", weight.shape());
+  check(is_floating(x.dtype()), "linear: input must be floating, got ", x.dtype());
+  check(weight.dtype() == x.dtype(), "linear: weight must be ", x.dtype(), " like the input, got ",
+        weight.dtype());
+  check(weight.device() == x.device(), "linear: weight must be on ", x.device(), ", got ",
+        weight.device());
+  check(x.dim() >= 1 && x.size(-1) == weight.size(1), "linear: input must end in ", weight.size(1),
+        " features for weight ", weight.shape(), ", got ", x.shape());
+  if (!bias.defined()) return;
+  const Shape wanted{weight.size(0)};
+  check(bias.shape() == wanted, "linear: bias must be of shape ", wanted, ", got ", bias.shape());
+  check(bias.dtype() == x.dtype(), "linear: bias must be ", x.dtype(), " like the input, got ",
+        bias.dtype());
+  check(bias.device() == x.device(), "linear: bias must be on ", x.device(), ", got ",
+        bias.device());
+}
+
+kernels::Activation kernel_activation(Activation activation) {
+  switch (activation) {
+    case Activation::relu:
+      return kernels::Activation::relu;
+    case Activation::gelu_tanh:
+      return kernels::Activation::gelu;
+    default:
+      return kernels::Activation::none;
+  }
+}
+
+// The gradient before the activation, from dy after it; the bias's gradient goes to g.dst(2).
+Tensor activation_gradient(Grads& g, const Tensor& dy, const Saved& saved,
+                           kernels::Activation activation) {
+  const Dst db = g.dst(2);
+  const bool direct = !db || (db.tensor.dtype() == dy.dtype() && db.tensor.is_contiguous());
+  const TensorOptions options{dy.dtype(), dy.device()};
+  const Dst sums = direct ? db : Dst{empty({dy.size(1)}, options), false};
+  const bool fused = activation != kernels::Activation::none;
+  const Tensor dpre = fused ? empty(dy.shape(), options) : dy;
+  if (fused)
+    kernels::linear_bwd_activation(dy.device(), Dst{dpre, false}, sums, dy,
+                                   to_compute(saved.get("linear")), activation);
+  else if (db)
+    kernels::sum_rows(dy.device(), sums, dy);
+  if (!direct) kernels::accumulate_to(dy.device(), db, sums.tensor);
+  return dpre;
+}
+
 }  // namespace
 
 Tensor matmul(const Tensor& a, const Tensor& b) {
@@ -116,47 +164,37 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
       });
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  check(x.defined() && weight.defined(), "linear: input and weight must be defined");
-  check(weight.dim() == 2, "linear: weight must be 2-d [out, in], got ", weight.shape());
-  check(is_floating(x.dtype()), "linear: input must be floating, got ", x.dtype());
-  check(weight.dtype() == x.dtype(), "linear: weight must be ", x.dtype(), " like the input, got ",
-        weight.dtype());
-  check(weight.device() == x.device(), "linear: weight must be on ", x.device(), ", got ",
-        weight.device());
-  check(x.dim() >= 1 && x.size(-1) == weight.size(1), "linear: input must end in ", weight.size(1),
-        " features for weight ", weight.shape(), ", got ", x.shape());
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias,
+              const LinearOptions& options) {
+  check_linear(x, weight, bias);
+  const kernels::Activation activation = kernel_activation(options.activation);
   const int64_t in = weight.size(1), out = weight.size(0);
-  if (bias.defined()) {
-    check(bias.shape() == Shape{out}, "linear: bias must be of shape ", Shape{out}, ", got ",
-          bias.shape());
-    check(bias.dtype() == x.dtype(), "linear: bias must be ", x.dtype(), " like the input, got ",
-          bias.dtype());
-    check(bias.device() == x.device(), "linear: bias must be on ", x.device(), ", got ",
-          bias.device());
-  }
   Shape result = x.shape();
   result[result.size() - 1] = out;
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < result.size(); ++i) rows *= result[i];
   const Tensor matrix = reshaped(x, {rows, in});
-  const Tensor y = empty({rows, out}, {compute_dtype(x.dtype()), x.device()});
-  kernels::linear_fwd(x.device(), y, to_compute(matrix), to_compute(weight),
-                      bias.defined() ? to_compute(raw::contiguous(bias)) : bias);
-  return record("linear", reshaped(raw::to(y, x.dtype()), result), {x, weight, bias},
+  const TensorOptions like{compute_dtype(x.dtype()), x.device()};
+  const Tensor y = empty({rows, out}, like);
+  const bool records = will_record({x, weight, bias});
+  const bool keeps_pre = records && activation == kernels::Activation::gelu;
+  const Tensor pre = keeps_pre ? empty({rows, out}, like) : Tensor{};
+  kernels::linear_fwd(x.device(), y, pre, to_compute(matrix), to_compute(weight),
+                      bias.defined() ? to_compute(raw::contiguous(bias)) : bias, activation);
+  const Tensor product = raw::to(y, x.dtype());
+  Saved saved;
+  if (keeps_pre) saved = Saved(raw::to(pre, x.dtype()));
+  if (activation == kernels::Activation::relu) saved = Saved(product);
+  return record("linear", reshaped(product, result), {x, weight, bias},
                 [x = requires_grad(weight) ? Saved(matrix) : Saved(),
-                 w = requires_grad(x) ? Saved(weight) : Saved(), rows, in, out](Grads& g) {
+                 w = requires_grad(x) ? Saved(weight) : Saved(), saved = std::move(saved),
+                 activation, rows, in, out](Grads& g) {
                   const Tensor dy = to_compute(raw::contiguous(reshaped(g.out(), {rows, out})));
-                  if (w.defined()) product_into(g, 0, {rows, in}, dy, to_compute(w.get("linear")));
+                  const Tensor dpre = activation_gradient(g, dy, saved, activation);
+                  if (w.defined())
+                    product_into(g, 0, {rows, in}, dpre, to_compute(w.get("linear")));
                   if (x.defined())
-                    product_into(g, 1, {out, in}, transposed(dy), to_compute(x.get("linear")));
-                  const Dst db = g.dst(2);
-                  if (!db) return;
-                  if (db.tensor.dtype() == dy.dtype() && db.tensor.is_contiguous())
-                    return kernels::sum_rows(dy.device(), db, dy);
-                  const Tensor sum = empty({out}, {dy.dtype(), dy.device()});
-                  kernels::sum_rows(dy.device(), Dst{sum, false}, dy);
-                  kernels::accumulate_to(dy.device(), db, sum);
+                    product_into(g, 1, {out, in}, transposed(dpre), to_compute(x.get("linear")));
                 });
 }
 

@@ -6,6 +6,7 @@
 
 #include "cairn/kernels/cpu/conv_compute.h"
 #include "cairn/kernels/cpu/gemm.h"
+#include "cairn/kernels/elementwise.h"
 #include "cairn/tensor/parallel.h"
 
 namespace cairn::kernels {
@@ -83,16 +84,20 @@ void cpu_matmul(const Dst& c, In a, In b) {
 void matmul_cost(profiler::Work& work, const Dst& c, In a, In) {
   work.flops = 2 * c.tensor.numel() * a.size(-1);
 }
-void linear_cost(profiler::Work& work, Out y, In x, In, In) {
+void linear_cost(profiler::Work& work, Out y, Out, In x, In, In, Activation) {
   work.flops = 2 * y.numel() * x.size(1);
 }
 
-void cpu_linear_fwd(Out y, In x, In w, In bias) {
+void cpu_linear_fwd(Out y, Out pre, In x, In w, In bias, Activation activation) {
+  const Tensor& product = pre.defined() ? pre : y;
   dispatch_matmul(y.dtype(), [&]<class T>() {
     gemm<T>(y.size(0), y.size(1), x.size(1), x.data<T>(), x.stride(0), x.stride(1), w.data<T>(),
-            w.stride(1), w.stride(0), y.data<T>(), y.size(1), false,
+            w.stride(1), w.stride(0), product.data<T>(), y.size(1), false,
             bias.defined() ? bias.data<T>() : nullptr);
   });
+  if (activation == Activation::none || y.numel() == 0) return;
+  const UnaryFwd& apply = activation == Activation::relu ? relu_fwd : gelu_tanh_fwd;
+  apply.of(DeviceType::cpu)(y, product, Attributes{});
 }
 
 void cpu_sum_rows(const Dst& db, In dy) {
@@ -106,11 +111,22 @@ void cpu_sum_rows(const Dst& db, In dy) {
   });
 }
 
+// Two passes: what the first one wrote is in cache for the second, or too large to matter.
+void cpu_linear_bwd_activation(const Dst& dpre, const Dst& db, In dy, In saved,
+                               Activation activation) {
+  const UnaryBwd& undo = activation == Activation::relu ? relu_bwd : gelu_tanh_bwd;
+  if (dy.numel() > 0) undo.of(DeviceType::cpu)(dpre, dy, saved, Attributes{});
+  if (db) cpu_sum_rows(db, dpre.tensor);
+}
+
 }  // namespace
 }  // namespace cpu
 
 Slot<void(const Dst&, In, In)> matmul{"matmul", cpu::cpu_matmul, cpu::matmul_cost};
-Slot<void(Out, In, In, In)> linear_fwd{"linear_fwd", cpu::cpu_linear_fwd, cpu::linear_cost};
+Slot<void(Out, Out, In, In, In, Activation)> linear_fwd{"linear_fwd", cpu::cpu_linear_fwd,
+                                                        cpu::linear_cost};
+Slot<void(const Dst&, const Dst&, In, In, Activation)> linear_bwd_activation{
+    "linear_bwd_activation", cpu::cpu_linear_bwd_activation};
 Slot<void(const Dst&, In)> sum_rows{"sum_rows", cpu::cpu_sum_rows};
 
 }  // namespace cairn::kernels
