@@ -45,7 +45,7 @@ struct Entry {
   std::string op;      // "conv2d"
   std::string family;  // "conv": file name in check/
   std::function<std::vector<Case>()> cases;
-  std::vector<DType> dtypes = {DType::f64, DType::f32, DType::bf16};
+  std::vector<DType> dtypes = {DType::f64, DType::f32, DType::bf16, DType::f16};
   std::function<std::vector<ErrorCase>()> errors;
   // Work of one call of cases()[0] at benchmark size, for timing: FLOPs or bytes; 0 = not timed.
   double work = 0;
@@ -62,7 +62,7 @@ struct Register {
 // |error| allowed for an output of magnitude `scale` after a sum of `terms` products in `dtype`:
 // eps(dtype) * scale * amplification * (4 + sqrt(terms)) — rounding errors of a sum walk randomly,
 // so they grow with the square root of its length; 4 covers the conversion of inputs and output.
-// Sums of bf16 are kept in f32, so only the conversions count there.
+// Sums of halves are kept in f32, so only the conversions count there.
 double tolerance(DType dtype, int64_t terms, double scale, double amplification);
 
 // Deterministic values in (-1, 1), different for each seed; f64.

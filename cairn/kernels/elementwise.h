@@ -14,7 +14,8 @@ struct Attributes {
   double b = 0;
 };
 
-// A tensor or a number. The number is used in the compute type: f32 beside bf16, exact beside i64.
+// A tensor or a number. The number is used in the compute type: f32 beside bf16 and f16, exact
+// beside i64.
 struct Operand {
   Operand(const Tensor& t) : tensor(&t) {}
   Operand(double floating, int64_t integer) : floating(floating), integer(integer) {}

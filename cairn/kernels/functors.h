@@ -1,6 +1,6 @@
 // The scalar functions behind elementwise ops, for every device, and the lists of their rows.
-// Invariant: a functor is pure arithmetic on values of the compute type (f32 for bf16); it names
-// what its derivative reads, so that an op saves that and nothing else.
+// Invariant: a functor is pure arithmetic on values of the compute type (f32 for bf16 and f16); it
+// names what its derivative reads, so that an op saves that and nothing else.
 //
 // Adding a unary op: write its functor and its row here, declare the op in
 // autograd/ops/elementwise.h, add its line to check/elementwise.cpp.

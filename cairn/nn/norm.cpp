@@ -13,9 +13,6 @@ Tensor when(bool wanted, const Shape& shape, double value, DType dtype) {
   return wanted ? full(shape, value, {dtype}) : Tensor{};
 }
 
-// Running averages of bf16 would stand still: a step of 0.1 is lost beside 1.
-DType statistics_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
-
 int64_t checked_features(const char* op, int64_t features) {
   check(features >= 0, op, ": num_features must not be negative, got ", features);
   return features;
@@ -29,10 +26,11 @@ BatchNorm::BatchNorm(const Child& place, const char* op, int64_t features,
       weight(parameter("weight",
                        when(options.affine, {checked_features(op, features)}, 1, options.dtype))),
       bias(parameter("bias", when(options.affine, {features}, 0, options.dtype))),
+      // Running averages of halves would stand still: a step of 0.1 is lost beside 1.
       running_mean(buffer("running_mean", when(options.track_running_stats, {features}, 0,
-                                               statistics_dtype(options.dtype)))),
+                                               compute_dtype(options.dtype)))),
       running_var(buffer("running_var", when(options.track_running_stats, {features}, 1,
-                                             statistics_dtype(options.dtype)))),
+                                             compute_dtype(options.dtype)))),
       num_batches_tracked(
           buffer("num_batches_tracked", when(options.track_running_stats, {}, 0, DType::i64))),
       op_(op),

@@ -93,7 +93,9 @@ To convert(From value) {
     const auto wide = static_cast<double>(value);
     if (!(wide >= -0x1p63 && wide < 0x1p63)) return To(0);
     return static_cast<To>(static_cast<int64_t>(wide));
-  } else
+  } else if constexpr (kIsHalf<To> && kIsHalf<From>)
+    return static_cast<To>(static_cast<float>(value));
+  else
     return static_cast<To>(value);
 }
 

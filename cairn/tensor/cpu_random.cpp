@@ -49,11 +49,13 @@ void fill_stretch(const RandomDraw& draw, const Tensor& out, int64_t at, int64_t
   } else {
     constexpr int64_t kBlock = 1024;
     float block[kBlock];
-    bfloat16* const to = out.data<bfloat16>() + at;
     for (int64_t i = lo; i < hi; i += kBlock) {
       const int64_t end = std::min(i + kBlock, hi);
-      fill_narrow(draw, DType::bf16, block, i, end);
-      for (int64_t j = i; j < end; ++j) to[j - lo] = bfloat16(block[j - i]);
+      fill_narrow(draw, out.dtype(), block, i, end);
+      dispatch_floating(out.dtype(), "random", [&]<class T>() {
+        T* const to = out.data<T>() + at;
+        for (int64_t j = i; j < end; ++j) to[j - lo] = static_cast<T>(block[j - i]);
+      });
     }
   }
 }

@@ -11,6 +11,8 @@ std::string_view name_of(DType dtype) {
       return "f32";
     case DType::bf16:
       return "bf16";
+    case DType::f16:
+      return "f16";
     case DType::i64:
       return "i64";
     case DType::i32:
@@ -28,12 +30,14 @@ DType parse_dtype(std::string_view name) {
     const auto dtype = static_cast<DType>(i);
     if (name_of(dtype) == name) return dtype;
   }
-  fail("dtype: name must be one of f64 f32 bf16 i64 i32 u8 bool, got '", name, "'");
+  fail("dtype: name must be one of f64 f32 bf16 f16 i64 i32 u8 bool, got '", name, "'");
 }
 
 DType promote_types(DType a, DType b) {
-  // Floating beats integral; among equals the wider one wins; bool is the weakest. The seven dtypes
-  // form a total order, bar u8 against i32/i64, where the signed one is wider anyway.
+  // Floating beats integral; among equals the wider one wins; bool is the weakest. The dtypes form
+  // a total order, bar bf16 against f16, where neither holds the other's values, and u8 against
+  // i32 and i64, where the signed one is wider anyway.
+  if (is_half(a) && is_half(b) && a != b) return DType::f32;
   const auto rank = [](DType d) {
     switch (d) {
       case DType::f64:
@@ -41,6 +45,7 @@ DType promote_types(DType a, DType b) {
       case DType::f32:
         return 5;
       case DType::bf16:
+      case DType::f16:
         return 4;
       case DType::i64:
         return 3;

@@ -25,15 +25,25 @@ void draw_into(const Tensor& t, const char* op, Generator& generator, RandomDraw
   t.bump_version(op);
 }
 
+// The largest value of a half type that is not above f.
+template <class T>
+float at_most(float f) {
+  T near(f);
+  if (near <= f) return near;
+  if ((near.bits & 0x7fff) == 0)
+    near.bits = 0x8001;
+  else
+    near.bits = static_cast<uint16_t>(near.bits + (near.bits & 0x8000 ? 1 : -1));
+  return near;
+}
+
 // The largest value below `high` that `dtype` holds.
 double below(double high, DType dtype) {
   if (dtype == DType::f64) return std::nextafter(high, -HUGE_VAL);
   const auto narrow = static_cast<float>(high);
   const float f = narrow < high ? narrow : std::nextafter(narrow, -HUGE_VALF);
   if (dtype == DType::f32) return f;
-  const auto cut = std::bit_cast<float>(std::bit_cast<uint32_t>(f) & 0xffff0000u);  // towards 0
-  if (cut <= f) return cut;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(cut) + 0x10000u);  // negative: away from 0
+  return dtype == DType::bf16 ? at_most<bfloat16>(f) : at_most<float16>(f);
 }
 
 }  // namespace

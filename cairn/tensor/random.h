@@ -73,7 +73,8 @@ Generator& default_generator();
 void manual_seed(uint64_t seed);
 
 // In place; floating dtypes only. uniform_: [low, high). normal_: Box-Muller on pairs of words. f64
-// takes four words an element (53-bit numbers), f32 and bf16 one (24 bits; radius and angle 32).
+// takes four words an element (53-bit numbers), f32, bf16 and f16 one (24 bits; radius and angle
+// 32).
 void uniform_(const Tensor& t, double low = 0, double high = 1,
               Generator& generator = default_generator());
 void normal_(const Tensor& t, double mean = 0, double std = 1,

@@ -34,11 +34,11 @@ struct TypeName {
   DType dtype;
 };
 // The order of writing, widest first.
-constexpr TypeName kTypes[] = {{"I64", DType::i64},     {"F64", DType::f64},   {"F32", DType::f32},
-                               {"I32", DType::i32},     {"BF16", DType::bf16}, {"U8", DType::u8},
-                               {"BOOL", DType::boolean}};
-constexpr const char* kOtherTypes[] = {"F16", "I16",     "U16",     "I8",      "U32",
-                                       "U64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "C64"};
+constexpr TypeName kTypes[] = {{"I64", DType::i64}, {"F64", DType::f64},     {"F32", DType::f32},
+                               {"I32", DType::i32}, {"BF16", DType::bf16},   {"F16", DType::f16},
+                               {"U8", DType::u8},   {"BOOL", DType::boolean}};
+constexpr const char* kOtherTypes[] = {"I16",     "U16",     "I8",      "U32", "U64",
+                                       "F8_E4M3", "F8_E5M2", "F8_E8M0", "C64"};
 constexpr const char* kNarrowTypes[] = {"F4", "F6_E2M3", "F6_E3M2"};
 
 size_t write_order(DType dtype) {
@@ -162,7 +162,7 @@ bool HeaderReader::set_dtype(const std::string& name) {
     return stop("R11", "tensor '", entry.name, "' must have a dtype of whole bytes, got ", name);
   const bool known = std::any_of(std::begin(kOtherTypes), std::end(kOtherTypes), is_name);
   return stop("R4", "tensor '", entry.name,
-              "' must have dtype F64, F32, BF16, I64, I32, U8 or BOOL, got ",
+              "' must have dtype F64, F32, BF16, F16, I64, I32, U8 or BOOL, got ",
               known ? "the unsupported " : "the unknown ", name.substr(0, 40));
 }
 

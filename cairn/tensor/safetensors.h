@@ -31,7 +31,7 @@
 
 namespace cairn {
 
-// All tensors of the file by name, contiguous, on the CPU. Types: F64 F32 BF16 I64 I32 U8 BOOL.
+// All tensors of the file by name, contiguous, on the CPU. Types: F64 F32 BF16 F16 I64 I32 U8 BOOL.
 std::map<std::string, Tensor> load_safetensors(
     const std::string& path, std::map<std::string, std::string>* metadata = nullptr);
 

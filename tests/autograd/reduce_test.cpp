@@ -52,7 +52,7 @@ TEST_CASE("autograd: sums over any layout agree on any number of threads") {
 TEST_CASE("autograd: accumulate_to adds, converts and sums where the destination was broadcast") {
   using kernels::Dst;
   const Tensor ones_f64 = ones({2, 3, 4}, {DType::f64});
-  for (const DType dst : {DType::f64, DType::f32, DType::bf16})
+  for (const DType dst : {DType::f64, DType::f32, DType::bf16, DType::f16})
     for (const DType src : {DType::f64, DType::f32, DType::bf16, DType::i64, DType::boolean}) {
       const Tensor from = raw::to(ones_f64, src);
       for (const Shape& shape : {Shape{2, 3, 4}, Shape{3, 1}, Shape{4}, Shape{2, 1, 1}, Shape{}}) {

@@ -50,7 +50,7 @@ TEST_CASE("cli: help and version are on standard output") {
 
 TEST_CASE("cli: mistakes in the command line end with status 2 and one line") {
   for (const char* arguments :
-       {"", "dance", "check relu --target mmx", "check --dtype f16", "check --device tpu",
+       {"", "dance", "check relu --target mmx", "check --dtype f8", "check --device tpu",
         "check no_such_op", "info extra", "check relu --speed", "check relu --dtype i64"}) {
     const Outcome r = cairn_program(arguments);
     INFO(arguments << ": " << r.err);
@@ -59,8 +59,8 @@ TEST_CASE("cli: mistakes in the command line end with status 2 and one line") {
     CHECK(lines(r.err) == 1);
     CHECK(r.err.rfind("cairn: ", 0) == 0);
   }
-  CHECK(cairn_program("check --dtype f16").err ==
-        "cairn: check: dtype: name must be one of f64 f32 bf16 i64 i32 u8 bool, got 'f16'\n");
+  CHECK(cairn_program("check --dtype f8").err ==
+        "cairn: check: dtype: name must be one of f64 f32 bf16 f16 i64 i32 u8 bool, got 'f8'\n");
   CHECK(cairn_program("check --device tpu").err ==
         "cairn: check: device: name must be cpu, cuda or cuda:N, got 'tpu'\n");
 }

@@ -50,7 +50,7 @@ double norm_of(const std::vector<double>& g, double p) {
 }  // namespace
 
 TEST_CASE("optim: clip_grad_norm_ scales to the norm, in an arena or not") {
-  for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16}) {
     for (const bool in_arena : {false, true}) {
       for (const double p : {2.0, 1.0, kInfinity, 3.0, 0.5}) {
         INFO(name_of(dtype) << " norm " << p << " arena " << in_arena);
@@ -64,7 +64,10 @@ TEST_CASE("optim: clip_grad_norm_ scales to the norm, in an arena or not") {
         CHECK(total.dtype() == DType::f64);
         const auto after = gradients_of(params);
         const double factor = expected / 4 / (expected + 1e-6);
-        const double eps = dtype == DType::f64 ? 0x1p-51 : dtype == DType::f32 ? 0x1p-22 : 0x1p-7;
+        const double eps = dtype == DType::f64   ? 0x1p-51
+                           : dtype == DType::f32 ? 0x1p-22
+                           : dtype == DType::f16 ? 0x1p-10
+                                                 : 0x1p-7;
         double worst = 0;
         for (size_t i = 0; i < after.size(); ++i)
           worst = std::max(worst, std::abs(after[i] - factor * before[i]));
@@ -120,7 +123,7 @@ TEST_CASE("optim: norms that are not finite") {
 }
 
 TEST_CASE("optim: clip_grad_value_ clamps each element") {
-  for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16}) {
     const auto params = make_params(dtype, true);
     const auto before = gradients_of(params);
     optim::clip_grad_value_(params, 0.25);

@@ -105,13 +105,14 @@ void compare(DType dtype, Reference reference, Make make, double tolerance) {
 // Rounding of p itself (|p| <= 1.5, five steps), and of steps of size lr.
 double tolerance_of(DType dtype) {
   if (dtype == DType::f64) return 5 * 4 * 0x1p-52;
+  if (dtype == DType::f16) return 5 * 0x1p-10;
   return dtype == DType::f32 ? 5 * 4 * 0x1p-23 : 5 * 0x1p-7;
 }
 
 }  // namespace
 
 TEST_CASE("optim: adam follows its formula in every dtype and layout") {
-  for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16}) {
     for (int variant = 0; variant < 6; ++variant) {
       optim::AdamOptions o{.lr = 0.01};
       if (variant == 1) o.weight_decay = 0.1;
@@ -141,7 +142,7 @@ TEST_CASE("optim: adamw shrinks the parameter instead") {
 }
 
 TEST_CASE("optim: sgd follows its formula in every dtype and layout") {
-  for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16}) {
     for (int variant = 0; variant < 5; ++variant) {
       optim::SgdOptions o{.lr = 0.05};
       if (variant >= 1) o.momentum = 0.9;

@@ -18,6 +18,7 @@ DTYPE_NAMES = {
     torch.float64: "f64",
     torch.float32: "f32",
     torch.bfloat16: "bf16",
+    torch.float16: "f16",
     torch.int64: "i64",
     torch.int32: "i32",
     torch.uint8: "u8",

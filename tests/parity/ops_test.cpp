@@ -167,6 +167,6 @@ TEST_CASE("parity: promotion") {
       }
     }
   }
-  // 7 dtypes: four lists of pairs, two of a dtype beside three kinds of number, two of one dtype.
-  CHECK(rows == 4 * 7 * 7 + 2 * 7 * 3 + 2 * 7);
+  // 8 dtypes: four lists of pairs, two of a dtype beside three kinds of number, two of one dtype.
+  CHECK(rows == 4 * 8 * 8 + 2 * 8 * 3 + 2 * 8);
 }

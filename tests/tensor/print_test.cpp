@@ -44,8 +44,9 @@ Tensor tensor_of(const json& c) {
 // PyTorch's text with Cairn's dtype names.
 std::string with_our_names(std::string text) {
   const std::pair<const char*, const char*> names[] = {
-      {"torch.float64", "f64"}, {"torch.bfloat16", "bf16"}, {"torch.int32", "i32"},
-      {"torch.uint8", "u8"},    {"torch.int64", "i64"},     {"torch.bool", "bool"}};
+      {"torch.float64", "f64"}, {"torch.bfloat16", "bf16"}, {"torch.float16", "f16"},
+      {"torch.int32", "i32"},   {"torch.uint8", "u8"},      {"torch.int64", "i64"},
+      {"torch.bool", "bool"}};
   for (const auto& [theirs, ours] : names) {
     const size_t at = text.find(theirs);
     if (at != std::string::npos) text.replace(at, std::string(theirs).size(), ours);

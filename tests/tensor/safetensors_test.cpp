@@ -105,11 +105,11 @@ std::vector<Malformed> malformed_files() {
       one("{\"a\":{\"dtype\":\"F32\",\"strides\":[1]}}", 8,
           "R4: tensor 'a' must have dtype, shape and data_offsets once each, got also 'strides'"),
       one("{" + entry("a", "F33", "[2]", "[0,8]") + "}", 8,
-          "R4: tensor 'a' must have dtype F64, F32, BF16, I64, I32, U8 or BOOL, got the unknown "
-          "F33"),
-      one("{" + entry("a", "F16", "[4]", "[0,8]") + "}", 8,
-          "R4: tensor 'a' must have dtype F64, F32, BF16, I64, I32, U8 or BOOL, got the "
-          "unsupported F16"),
+          "R4: tensor 'a' must have dtype F64, F32, BF16, F16, I64, I32, U8 or BOOL, got the "
+          "unknown F33"),
+      one("{" + entry("a", "I16", "[4]", "[0,8]") + "}", 8,
+          "R4: tensor 'a' must have dtype F64, F32, BF16, F16, I64, I32, U8 or BOOL, got the "
+          "unsupported I16"),
       one("{" + entry("a", "F32", "[-2]", "[0,8]") + "}", 8,
           "R4: tensor 'a' must have a shape of non-negative integers"),
       one("{" + entry("a", "F32", "[2.0]", "[0,8]") + "}", 8,

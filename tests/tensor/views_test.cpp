@@ -212,13 +212,15 @@ TEST_CASE("tensor: copies convert between all dtypes") {
         if (to == DType::boolean)
           expected.push_back(v != 0 ? 1 : 0);
         else if (is_integral(to))
-          expected.push_back(std::trunc(v));
+          expected.push_back(std::isfinite(v) ? std::trunc(v) + 0.0 : 0);
         else if (to == DType::f64)
           expected.push_back(v);
         else if (to == DType::f32)
           expected.push_back(static_cast<float>(v));
-        else
+        else if (to == DType::bf16)
           expected.push_back(static_cast<float>(bfloat16(v)));
+        else
+          expected.push_back(static_cast<float>(float16(v)));
       }
       INFO(cat(from, " to ", to));
       CHECK(elements(raw::to(source, to)) == expected);
@@ -226,7 +228,7 @@ TEST_CASE("tensor: copies convert between all dtypes") {
   }
   const Tensor bytes = raw::to(from_values(Values{0, 1, 200, 255, 2.5}, {5}), DType::u8);
   CHECK(elements(bytes) == Values{0, 1, 200, 255, 2});
-  for (DType to : {DType::f64, DType::f32, DType::bf16, DType::i64, DType::i32})
+  for (DType to : {DType::f64, DType::f32, DType::bf16, DType::f16, DType::i64, DType::i32})
     CHECK(elements(raw::to(bytes, to)) == Values{0, 1, 200, 255, 2});
   // What has no integer becomes 0 and is not undefined behaviour.
   CHECK(elements(raw::to(from_values(Values{NAN, INFINITY, -1e300}, {3}), DType::i64)) ==

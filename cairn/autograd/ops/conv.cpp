@@ -26,9 +26,7 @@ Tensor to_weight_layout(const Tensor& w) {
   return out;
 }
 
-// bf16 is computed in f32.
-DType compute_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
-
+// Halves are computed in f32 and rounded once.
 Tensor to_compute(const Tensor& t) {
   return t.defined() ? raw::to(t, compute_dtype(t.dtype())) : t;
 }

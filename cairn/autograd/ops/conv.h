@@ -24,7 +24,7 @@ struct Conv2dOptions {
 
 // Cross-correlation, zero padding. x [N, C, H, W], weight [O, C / groups, KH, KW], bias [O] or
 // undefined -> [N, O, OH, OW] with OH = (H + 2 pad - dilation (KH - 1) - 1) / stride + 1.
-// f64, f32, bf16 (sums in f32). The result lies channels-last in memory.
+// f64, f32, bf16, f16 (sums of halves in f32). The result lies channels-last in memory.
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias = {},
               const Conv2dOptions& options = {});
 

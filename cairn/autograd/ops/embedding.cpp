@@ -32,11 +32,11 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, std::optional<int6
   return record(op, y, {weight}, [index = Saved(index), rows, width, skip](Grads& g) {
     const Tensor& at = index.get("embedding");
     const Tensor dy = raw::view(raw::contiguous(g.out()), {at.numel(), width});
-    if (dy.dtype() != DType::bf16) {
+    if (!is_half(dy.dtype())) {
       kernels::embedding_bwd(dy.device(), g.dst_cleared(0).tensor, dy, at, skip);
       return;
     }
-    // Many bf16 rows added one by one would lose the small ones: sum in f32.
+    // Many halves added one by one would lose the small ones: sum in f32.
     const Tensor sum = zeros({rows, width}, {DType::f32, dy.device()});
     kernels::embedding_bwd(dy.device(), sum, raw::to(dy, DType::f32), at, skip);
     kernels::accumulate_to(dy.device(), g.dst(0), sum);

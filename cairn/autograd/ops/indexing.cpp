@@ -105,9 +105,10 @@ Tensor index_select(const Tensor& x, int64_t dim, const Tensor& index) {
   if (!recording(x)) return y;
   return record("index_select", y, {x}, [picks = Saved(picks), outer, n, inner](Grads& g) {
     const Dst d = g.dst_cleared(0);
-    const Tensor out = raw::contiguous(g.out());
+    // Many halves added one by one would lose the small ones: sum in f32.
+    const Tensor out = raw::contiguous(raw::to(g.out(), compute_dtype(g.out().dtype())));
     const Tensor& index = picks.get("index_select");
-    if (d.tensor.is_contiguous()) {
+    if (d.tensor.is_contiguous() && d.tensor.dtype() == out.dtype()) {
       kernels::index_add(out.device(), d.tensor, out, index, outer, n, inner);
       return;
     }

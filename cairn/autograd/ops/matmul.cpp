@@ -10,8 +10,7 @@
 namespace cairn {
 namespace {
 
-// bf16 is computed in f32.
-DType compute_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
+// Halves are computed in f32 and rounded once.
 Tensor to_compute(const Tensor& t) { return raw::to(t, compute_dtype(t.dtype())); }
 
 // As the raw views, which cost as much as a small product, where they change something.

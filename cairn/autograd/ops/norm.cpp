@@ -55,9 +55,8 @@ void check_vector(const char* op, const char* name, const Tensor& t, const Tenso
   if (!t.defined()) return;
   const Shape wanted{x.size(1)};
   check(t.shape() == wanted, op, ": ", name, " must be of shape ", wanted, ", got ", t.shape());
-  check(t.dtype() == x.dtype() || (x.dtype() == DType::bf16 && t.dtype() == DType::f32), op, ": ",
-        name, " must be ", x.dtype(), x.dtype() == DType::bf16 ? " or f32, got " : ", got ",
-        t.dtype());
+  check(t.dtype() == x.dtype() || t.dtype() == compute_dtype(x.dtype()), op, ": ", name,
+        " must be ", x.dtype(), is_half(x.dtype()) ? " or f32, got " : ", got ", t.dtype());
   check(t.device() == x.device(), op, ": ", name, " must be on ", x.device(), ", got ", t.device());
 }
 

@@ -14,7 +14,7 @@ struct BatchNormOptions {
 // y = (x - mean) / sqrt(var + eps) * weight + bias, per channel of x [N, C, ...] (2-d to 4-d).
 // Training: mean and biased variance of the batch; running_mean and running_var (may be undefined)
 // become (1 - momentum) old + momentum new, with the unbiased variance. Evaluation: the running
-// statistics. weight and bias [C] may be undefined. Statistics of bf16 input are f32.
+// statistics. weight and bias [C] may be undefined. Statistics of bf16 and f16 input are f32.
 // Training with one value per channel is an error.
 Tensor batch_norm(const Tensor& x, const Tensor& running_mean, const Tensor& running_var,
                   const Tensor& weight, const Tensor& bias, const BatchNormOptions& options);

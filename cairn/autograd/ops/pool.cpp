@@ -54,8 +54,8 @@ void image_gradient(Grads& g, DType dtype, Kernel&& kernel) {
   kernels::accumulate_to(dx.tensor.device(), dx, temporary.tensor);
 }
 
-// bf16 is computed in f32: a window's sum may be cut into pieces, which must not be rounded.
-Tensor to_compute(const Tensor& t) { return t.dtype() == DType::bf16 ? raw::to(t, DType::f32) : t; }
+// Halves are computed in f32: a window's sum may be cut into pieces, which must not be rounded.
+Tensor to_compute(const Tensor& t) { return raw::to(t, compute_dtype(t.dtype())); }
 
 Tensor average(const char* op, const Tensor& input, const kernels::AveragePoolParams& params) {
   const Tensor x = to_compute(raw::channels_last(input));

@@ -119,9 +119,11 @@ std::pair<Tensor, Tensor> extreme_along(const char* op, const Tensor& x, int64_t
   return {out, out_indices};
 }
 
-// The variance with kept dimensions, and the deviations from the mean, which its gradient needs.
-std::pair<Tensor, Tensor> variance(const Tensor& x, const Reduced& r, int64_t correction) {
+// The variance with kept dimensions, and the deviations from the mean, which its gradient needs;
+// f32 for halves, whose mean would be rounded before it is subtracted.
+std::pair<Tensor, Tensor> variance(const Tensor& input, const Reduced& r, int64_t correction) {
   const NoGrad no_grad;
+  const Tensor x = raw::to(input, compute_dtype(input.dtype()));
   const Tensor mean = sum_kernel(x, r.kept, static_cast<double>(r.count));
   const Tensor deviation = sub(x, mean);
   const double freedom = static_cast<double>(std::max<int64_t>(0, r.count - correction));
@@ -172,7 +174,7 @@ Tensor var(const Tensor& x, const Shape& dims, int64_t correction, bool keepdim)
   check_floating("var", x);
   const Reduced r = reduced_shapes("var", x, dims, keepdim);
   const auto [y, deviation] = variance(x, r, correction);
-  const Tensor out = raw::view(y, r.result);
+  const Tensor out = raw::to(raw::view(y, r.result), x.dtype());
   if (!recording(x)) return out;
   const double scale = 2.0 / static_cast<double>(std::max<int64_t>(0, r.count - correction));
   return record("var", out, {x}, [deviation = Saved(deviation), kept = r.kept, scale](Grads& g) {
@@ -185,7 +187,7 @@ Tensor std(const Tensor& x, const Shape& dims, int64_t correction, bool keepdim)
   const Reduced r = reduced_shapes("std", x, dims, keepdim);
   const auto [y, deviation] = variance(x, r, correction);
   kernels::sqrt_fwd(y.device(), y, y, kernels::Attributes{});
-  const Tensor out = raw::view(y, r.result);
+  const Tensor out = raw::to(raw::view(y, r.result), x.dtype());
   if (!recording(x)) return out;
   const auto freedom = static_cast<double>(std::max<int64_t>(0, r.count - correction));
   return record("std", out, {x},

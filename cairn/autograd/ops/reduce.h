@@ -1,5 +1,5 @@
-// Reductions. An empty list of dimensions means all of them. Sums of bf16 are kept in f32, of
-// integers in i64; one order of summation for every thread count.
+// Reductions. An empty list of dimensions means all of them. Sums of bf16 and f16 are kept in f32,
+// of integers in i64; one order of summation for every thread count.
 #pragma once
 
 #include <utility>

@@ -23,7 +23,7 @@ HWY_ATTR void accumulate_row(std::byte* const* at, const int64_t* step, int64_t 
   using C =
       std::conditional_t<std::is_same_v<D, double> || std::is_same_v<G, double>, double, float>;
   const auto wide = [](auto v) HWY_ATTR {
-    if constexpr (std::is_same_v<decltype(v), bfloat16>)
+    if constexpr (kIsHalf<decltype(v)>)
       return static_cast<C>(static_cast<float>(v));
     else
       return static_cast<C>(v);

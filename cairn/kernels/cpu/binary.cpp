@@ -158,8 +158,6 @@ HWY_ATTR Row forward_row(DType dtype) {
       return binary_row<F, double>;
     case DType::f32:
       return binary_row<F, float>;
-    case DType::bf16:
-      return binary_row<F, bfloat16>;
     default:
       break;
   }
@@ -182,10 +180,9 @@ HWY_ATTR Row forward_row(DType dtype) {
 
 template <class F>
 HWY_ATTR Row backward_row(DType dtype) {
-  return dtype == DType::f64    ? binary_bwd_row<F, double>
-         : dtype == DType::f32  ? binary_bwd_row<F, float>
-         : dtype == DType::bf16 ? binary_bwd_row<F, bfloat16>
-                                : nullptr;
+  return dtype == DType::f64   ? binary_bwd_row<F, double>
+         : dtype == DType::f32 ? binary_bwd_row<F, float>
+                               : nullptr;
 }
 
 Row pick_binary(BinaryKind kind, DType dtype) {
@@ -233,19 +230,19 @@ namespace {
 constexpr int64_t kGrain = 32768;
 
 void binary_fwd(BinaryKind kind, const char* name, Out y, const Operand& a, const Operand& b) {
-  const Row row = HWY_DYNAMIC_DISPATCH(pick_binary)(kind, y.dtype());
+  const Row row = HWY_DYNAMIC_DISPATCH(pick_binary)(kind, compute_dtype(y.dtype()));
   check(row != nullptr, name, ": dtype must be one the op computes in, got ", y.dtype());
-  Loop(y).add_operand(a, y.dtype()).add_operand(b, y.dtype()).run(row, {}, kGrain);
+  Loop(y).add_operand(a, y.dtype()).add_operand(b, y.dtype()).run_as(y.dtype(), row, {}, kGrain);
 }
 
 void binary_bwd(BinaryKind kind, const char* name, const Dst& d, int which, In g, const Operand& a,
                 const Operand& b) {
   if (!d) return;
   const DType dtype = g.dtype();
-  const Row row = HWY_DYNAMIC_DISPATCH(pick_binary_bwd)(kind, which, dtype);
+  const Row row = HWY_DYNAMIC_DISPATCH(pick_binary_bwd)(kind, which, compute_dtype(dtype));
   check(row != nullptr, name, ": dtype must be floating, got ", dtype);
-  Loop(d.tensor).add_tensor(g).add_operand(a, dtype).add_operand(b, dtype).run(row, {0, 0, d.add},
-                                                                               kGrain);
+  Loop(d.tensor).add_tensor(g).add_operand(a, dtype).add_operand(b, dtype).run_as(
+      dtype, row, {0, 0, d.add}, kGrain);
 }
 
 }  // namespace

@@ -60,16 +60,22 @@ HWY_ATTR void test_row(std::byte* const* at, const int64_t* step, int64_t n, con
     *reinterpret_cast<bool*>(at[0] + i * step[0]) = F::f(load<T>(at[1], i * step[1]));
 }
 
+// f32's row for halves, see Loop::run_as.
+template <class Fn>
+Row wide_row(DType dtype, Fn&& row) {
+  return dispatch(dtype, [&]<class T>() -> Row { return row.template operator()<Compute<T>>(); });
+}
+
 Row pick_compare(CompareKind kind, DType dtype) {
   switch (kind) {
 #define CAIRN_CASE(name, Functor) \
   case CompareKind::name:         \
-    return dispatch(dtype, []<class T>() -> Row { return compare_row<functors::Functor, T>; });
+    return wide_row(dtype, []<class T>() -> Row { return compare_row<functors::Functor, T>; });
     CAIRN_COMPARE(CAIRN_CASE)
 #undef CAIRN_CASE
 #define CAIRN_CASE(name, Functor) \
   case CompareKind::name:         \
-    return dispatch(dtype, []<class T>() -> Row { return test_row<functors::Functor, T>; });
+    return wide_row(dtype, []<class T>() -> Row { return test_row<functors::Functor, T>; });
     CAIRN_TEST(CAIRN_CASE)
 #undef CAIRN_CASE
   }
@@ -146,12 +152,13 @@ constexpr int64_t kGrain = 32768;
 
 void compare(CompareKind kind, Out y, const Operand& a, const Operand& b) {
   const DType dtype = a.tensor ? a.tensor->dtype() : b.tensor->dtype();
-  Loop(y).add_operand(a, dtype).add_operand(b, dtype).run(
-      HWY_DYNAMIC_DISPATCH(pick_compare)(kind, dtype), {}, kGrain);
+  Loop(y).add_operand(a, dtype).add_operand(b, dtype).run_as(
+      dtype, HWY_DYNAMIC_DISPATCH(pick_compare)(kind, dtype), {}, kGrain);
 }
 
 void test(CompareKind kind, Out y, In x) {
-  Loop(y).add_tensor(x).run(HWY_DYNAMIC_DISPATCH(pick_compare)(kind, x.dtype()), {}, kGrain);
+  Loop(y).add_tensor(x).run_as(x.dtype(), HWY_DYNAMIC_DISPATCH(pick_compare)(kind, x.dtype()), {},
+                               kGrain);
 }
 
 }  // namespace

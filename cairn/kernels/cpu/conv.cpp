@@ -29,7 +29,7 @@ ConvGeometry geometry_of(const Shape& x, const Shape& w, const Shape& y, const C
           .groups = p.groups};
 }
 
-// f64 or f32; bf16 is converted by the op.
+// f64 or f32; bf16 and f16 are converted by the op.
 template <class Fn>
 void dispatch_conv(DType dtype, Fn&& fn) {
   if (dtype == DType::f64) return fn.template operator()<double>();

@@ -68,13 +68,13 @@ HWY_ATTR void unary_bwd_row(std::byte* const* at, const int64_t* step, int64_t n
   }
 }
 
-// Null where the op has no meaning for the dtype.
+// Null where the op has no meaning for the dtype. Halves take f32's rows, see
+// Loop::run_as.
 template <class F>
 HWY_ATTR Row floating_row(DType dtype) {
-  return dtype == DType::f64    ? unary_row<F, double>
-         : dtype == DType::f32  ? unary_row<F, float>
-         : dtype == DType::bf16 ? unary_row<F, bfloat16>
-                                : nullptr;
+  return dtype == DType::f64   ? unary_row<F, double>
+         : dtype == DType::f32 ? unary_row<F, float>
+                               : nullptr;
 }
 template <class F>
 HWY_ATTR Row any_row(DType dtype) {
@@ -85,10 +85,9 @@ HWY_ATTR Row any_row(DType dtype) {
 }
 template <class F>
 HWY_ATTR Row bwd_row(DType dtype) {
-  return dtype == DType::f64    ? unary_bwd_row<F, double>
-         : dtype == DType::f32  ? unary_bwd_row<F, float>
-         : dtype == DType::bf16 ? unary_bwd_row<F, bfloat16>
-                                : nullptr;
+  return dtype == DType::f64   ? unary_bwd_row<F, double>
+         : dtype == DType::f32 ? unary_bwd_row<F, float>
+                               : nullptr;
 }
 
 Row pick_unary(UnaryKind kind, DType dtype) {
@@ -137,18 +136,18 @@ namespace {
 constexpr int64_t kGrain = 32768;
 
 void unary_fwd(UnaryKind kind, const char* name, Out y, In x, const Attributes& attributes) {
-  const Row row = HWY_DYNAMIC_DISPATCH(pick_unary)(kind, x.dtype());
+  const Row row = HWY_DYNAMIC_DISPATCH(pick_unary)(kind, compute_dtype(x.dtype()));
   check(row != nullptr, name, ": dtype must be one the op computes in, got ", x.dtype());
-  Loop(y).add_tensor(x).run(row, {attributes.a, attributes.b, false}, kGrain);
+  Loop(y).add_tensor(x).run_as(x.dtype(), row, {attributes.a, attributes.b, false}, kGrain);
 }
 
 void unary_bwd(UnaryKind kind, const char* name, const Dst& dx, In g, In saved,
                const Attributes& attributes) {
   if (!dx) return;
-  const Row row = HWY_DYNAMIC_DISPATCH(pick_unary_bwd)(kind, g.dtype());
+  const Row row = HWY_DYNAMIC_DISPATCH(pick_unary_bwd)(kind, compute_dtype(g.dtype()));
   check(row != nullptr, name, ": dtype must be floating, got ", g.dtype());
-  Loop(dx.tensor).add_tensor(g).add_tensor(saved).run(row, {attributes.a, attributes.b, dx.add},
-                                                      kGrain);
+  Loop(dx.tensor).add_tensor(g).add_tensor(saved).run_as(
+      g.dtype(), row, {attributes.a, attributes.b, dx.add}, kGrain);
 }
 
 }  // namespace

@@ -94,6 +94,7 @@ void dropout_piece(const DropoutPiece<T>& p) {
 DropoutFn<double> dropout_f64() { return dropout_piece<double>; }
 DropoutFn<float> dropout_f32() { return dropout_piece<float>; }
 DropoutFn<bfloat16> dropout_bf16() { return dropout_piece<bfloat16>; }
+DropoutFn<float16> dropout_f16() { return dropout_piece<float16>; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -107,6 +108,7 @@ namespace {
 HWY_EXPORT(dropout_f64);
 HWY_EXPORT(dropout_f32);
 HWY_EXPORT(dropout_bf16);
+HWY_EXPORT(dropout_f16);
 
 template <class T>
 DropoutFn<T> dropout_fn() {
@@ -114,8 +116,10 @@ DropoutFn<T> dropout_fn() {
     return HWY_DYNAMIC_DISPATCH(dropout_f64)();
   else if constexpr (std::is_same_v<T, float>)
     return HWY_DYNAMIC_DISPATCH(dropout_f32)();
-  else
+  else if constexpr (std::is_same_v<T, bfloat16>)
     return HWY_DYNAMIC_DISPATCH(dropout_bf16)();
+  else
+    return HWY_DYNAMIC_DISPATCH(dropout_f16)();
 }
 
 constexpr int64_t kGrain = 1 << 14;  // elements worth another thread

@@ -155,6 +155,7 @@ LayerNormFns<T> layer_norm_fns() {
 LayerNormFns<double> layer_norm_fns_f64() { return layer_norm_fns<double>(); }
 LayerNormFns<float> layer_norm_fns_f32() { return layer_norm_fns<float>(); }
 LayerNormFns<bfloat16> layer_norm_fns_bf16() { return layer_norm_fns<bfloat16>(); }
+LayerNormFns<float16> layer_norm_fns_f16() { return layer_norm_fns<float16>(); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -168,6 +169,7 @@ namespace {
 HWY_EXPORT(layer_norm_fns_f64);
 HWY_EXPORT(layer_norm_fns_f32);
 HWY_EXPORT(layer_norm_fns_bf16);
+HWY_EXPORT(layer_norm_fns_f16);
 
 template <class T>
 LayerNormFns<T> layer_norm_table() {
@@ -175,8 +177,10 @@ LayerNormFns<T> layer_norm_table() {
     return HWY_DYNAMIC_DISPATCH(layer_norm_fns_f64)();
   else if constexpr (std::is_same_v<T, float>)
     return HWY_DYNAMIC_DISPATCH(layer_norm_fns_f32)();
-  else
+  else if constexpr (std::is_same_v<T, bfloat16>)
     return HWY_DYNAMIC_DISPATCH(layer_norm_fns_bf16)();
+  else
+    return HWY_DYNAMIC_DISPATCH(layer_norm_fns_f16)();
 }
 
 constexpr int64_t kGrain = 1 << 13;  // elements worth another thread

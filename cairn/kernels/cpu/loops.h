@@ -16,11 +16,14 @@ constexpr int kMaxOperands = 4;  // the output and up to three inputs
 // Step of a number in place of a tensor: the pointer leads to a value of the compute type.
 constexpr int64_t kNumber = INT64_MIN;
 
+struct Widening;
+
 // What a row function needs beside pointers.
 struct RowContext {
   double a = 0;
   double b = 0;
   bool add = false;  // add to the output instead of overwriting it
+  const Widening* widening = nullptr;
 };
 
 // n elements: at[0] is the output, at[1 …] the inputs; step[k] bytes apart (0, kNumber: always the
@@ -37,6 +40,9 @@ class Loop {
   Loop& add_operand(const Operand& operand, DType dtype);
   // grain: elements that are worth a thread.
   void run(Row row, const RowContext& context, int64_t grain) const;
+  // As run, for the row of f32 where `dtype` is a half: halves go through buffers of f32, so that
+  // no kernel needs rows of its own for them.
+  void run_as(DType dtype, Row row, const RowContext& context, int64_t grain) const;
 
  private:
   bool run_flat(Row row, const RowContext& context, int64_t grain) const;

@@ -109,6 +109,7 @@ LossFns<T> loss_fns() {
 LossFns<double> loss_fns_f64() { return loss_fns<double>(); }
 LossFns<float> loss_fns_f32() { return loss_fns<float>(); }
 LossFns<bfloat16> loss_fns_bf16() { return loss_fns<bfloat16>(); }
+LossFns<float16> loss_fns_f16() { return loss_fns<float16>(); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -122,6 +123,7 @@ namespace {
 HWY_EXPORT(loss_fns_f64);
 HWY_EXPORT(loss_fns_f32);
 HWY_EXPORT(loss_fns_bf16);
+HWY_EXPORT(loss_fns_f16);
 
 template <class T>
 LossFns<T> loss_table() {
@@ -129,8 +131,10 @@ LossFns<T> loss_table() {
     return HWY_DYNAMIC_DISPATCH(loss_fns_f64)();
   else if constexpr (std::is_same_v<T, float>)
     return HWY_DYNAMIC_DISPATCH(loss_fns_f32)();
-  else
+  else if constexpr (std::is_same_v<T, bfloat16>)
     return HWY_DYNAMIC_DISPATCH(loss_fns_bf16)();
+  else
+    return HWY_DYNAMIC_DISPATCH(loss_fns_f16)();
 }
 
 constexpr int64_t kBlock = 4096;  // elements of a block of a total, at least

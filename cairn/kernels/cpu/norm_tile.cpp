@@ -277,6 +277,7 @@ NormFns<T> passes() {
 NormFns<double> norm_fns_f64() { return passes<double>(); }
 NormFns<float> norm_fns_f32() { return passes<float>(); }
 NormFns<bfloat16> norm_fns_bf16() { return passes<bfloat16>(); }
+NormFns<float16> norm_fns_f16() { return passes<float16>(); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -288,6 +289,7 @@ namespace cairn::kernels::cpu {
 HWY_EXPORT(norm_fns_f64);
 HWY_EXPORT(norm_fns_f32);
 HWY_EXPORT(norm_fns_bf16);
+HWY_EXPORT(norm_fns_f16);
 
 template <class T>
 NormFns<T> norm_fns() {
@@ -295,13 +297,16 @@ NormFns<T> norm_fns() {
     return HWY_DYNAMIC_DISPATCH(norm_fns_f64)();
   else if constexpr (std::is_same_v<T, float>)
     return HWY_DYNAMIC_DISPATCH(norm_fns_f32)();
-  else
+  else if constexpr (std::is_same_v<T, bfloat16>)
     return HWY_DYNAMIC_DISPATCH(norm_fns_bf16)();
+  else
+    return HWY_DYNAMIC_DISPATCH(norm_fns_f16)();
 }
 
 template NormFns<double> norm_fns<double>();
 template NormFns<float> norm_fns<float>();
 template NormFns<bfloat16> norm_fns<bfloat16>();
+template NormFns<float16> norm_fns<float16>();
 
 }  // namespace cairn::kernels::cpu
 #endif  // HWY_ONCE

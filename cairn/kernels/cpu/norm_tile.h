@@ -45,7 +45,7 @@ struct NormFns {
   void (*dx)(const NormPiece<T>&);
 };
 
-// The passes of the CPU target chosen at run time, for f64, f32 and bf16.
+// The passes of the CPU target chosen at run time, for every floating dtype.
 template <class T>
 NormFns<T> norm_fns();
 

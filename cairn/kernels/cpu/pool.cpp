@@ -341,6 +341,7 @@ PoolFns<T> pool_fns() {
 PoolFns<double> pool_fns_f64() { return pool_fns<double>(); }
 PoolFns<float> pool_fns_f32() { return pool_fns<float>(); }
 PoolFns<bfloat16> pool_fns_bf16() { return pool_fns<bfloat16>(); }
+PoolFns<float16> pool_fns_f16() { return pool_fns<float16>(); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -354,6 +355,7 @@ namespace {
 HWY_EXPORT(pool_fns_f64);
 HWY_EXPORT(pool_fns_f32);
 HWY_EXPORT(pool_fns_bf16);
+HWY_EXPORT(pool_fns_f16);
 
 template <class T>
 PoolFns<T> fns() {
@@ -361,8 +363,10 @@ PoolFns<T> fns() {
     return HWY_DYNAMIC_DISPATCH(pool_fns_f64)();
   else if constexpr (std::is_same_v<T, float>)
     return HWY_DYNAMIC_DISPATCH(pool_fns_f32)();
-  else
+  else if constexpr (std::is_same_v<T, bfloat16>)
     return HWY_DYNAMIC_DISPATCH(pool_fns_bf16)();
+  else
+    return HWY_DYNAMIC_DISPATCH(pool_fns_f16)();
 }
 
 constexpr int64_t kGrain = 1 << 14;  // source elements worth another thread

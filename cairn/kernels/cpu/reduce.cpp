@@ -100,7 +100,7 @@ const void* pick_reduce(ReduceKind kind, DType dtype, bool wide) {
     using Acc = Accumulate<In>;
     switch (kind) {
       case ReduceKind::sum:
-        if constexpr (std::is_same_v<In, float> || std::is_same_v<In, bfloat16>)
+        if constexpr (std::is_same_v<In, float> || kIsHalf<In>)
           if (wide) return rows_sum<In, double>();
         return rows_sum<In, Acc>();
       case ReduceKind::sum_squares:

@@ -2,8 +2,6 @@
 // when output and input are the same memory.
 #pragma once
 
-#include <type_traits>
-
 #include "cairn/kernels/cpu/loops.h"
 
 // Output and inputs are either the same elements or do not overlap (the ops see to it), which is
@@ -15,10 +13,6 @@
 #endif
 
 namespace cairn::kernels::cpu {
-
-// Arithmetic of T is done in this type.
-template <class T>
-using Compute = std::conditional_t<std::is_same_v<T, bfloat16>, float, T>;
 
 // The one value of an operand with step 0 or kNumber.
 template <class T>

@@ -1,5 +1,6 @@
 // softmax, log_softmax and logsumexp, forward and backward.
-// Invariant: one line is handled by one thread in one order; bf16 lines are computed in f32.
+// Invariant: one line is handled by one thread in one order; bf16 and f16 lines are computed in
+// f32.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cairn/kernels/cpu/softmax.cpp"
 #include <hwy/foreach_target.h>  // must come before highway.h
@@ -96,13 +97,13 @@ HWY_ATTR void forward_line(T* y, const T* x, int64_t n, int mode) {
   using C = Compute<T>;
   C top = line_max<T, C>(x, n);
   if (mode == kLogSumExp) top = finite_or_zero(top);
-  if (mode == kSoftmax && !std::is_same_v<T, bfloat16>) {
+  if (mode == kSoftmax && !kIsHalf<T>) {
     const C scale = C(1) / line_exp_sum<T, C, true>(y, x, n, top);
     for (int64_t i = 0; i < n; ++i) y[i] = static_cast<T>(static_cast<C>(y[i]) * scale);
     return;
   }
   const C sum = line_exp_sum<T, C, false>(y, x, n, top);
-  if (mode == kSoftmax) {  // bf16: terms are not rounded before they are scaled
+  if (mode == kSoftmax) {  // halves: terms are not rounded before they are scaled
     const C scale = C(1) / sum;
     for (int64_t i = 0; i < n; ++i)
       y[i] = static_cast<T>(fast::exp(static_cast<C>(x[i]) - top) * scale);
