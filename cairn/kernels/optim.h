@@ -12,8 +12,8 @@ namespace cairn::kernels {
 
 constexpr int kMaxOptimStates = 3;
 
-// One stretch: `numel` elements of parameters and gradients of the call's dtype (f64, f32 or bf16)
-// and of the states, which are f64 for f64 and f32 otherwise.
+// One stretch: `numel` elements of parameters and gradients of the call's dtype (any floating
+// one) and of the states, which are f64 for f64 and f32 otherwise.
 struct OptimRun {
   void* param = nullptr;
   const void* grad = nullptr;
@@ -21,6 +21,14 @@ struct OptimRun {
   int64_t numel = 0;
 };
 using OptimRuns = std::span<const OptimRun>;
+
+// Numbers in memory of the parameters' device that a step reads when it runs, instead of the call's
+// own: a step that was captured can be run again with others. Null: the call's own number holds.
+struct StepNumbers {
+  const double* lr = nullptr;
+  const double* t = nullptr;    // number of this step, counted from 1
+  const float* skip = nullptr;  // not 0: parameters and states stay as they are
+};
 
 // Stochastic gradient descent. With g = +-grad + weight_decay p:
 //   buf = momentum buf + (1 - dampening) g (or g at first); g = nesterov ? g + momentum buf : buf
@@ -33,7 +41,8 @@ struct SgdStep {
   double weight_decay = 0;
   bool nesterov = false;
   bool maximize = false;
-  bool first = false;  // buf holds nothing yet
+  bool first = false;  // buf holds nothing yet; where from.t is given: *from.t == 1
+  StepNumbers from = {};
 };
 extern Slot<void(DType dtype, OptimRuns runs, const SgdStep& step)> sgd_step;
 
@@ -53,8 +62,12 @@ struct AdamStep {
   bool amsgrad = false;
   bool maximize = false;
   int64_t t = 1;
+  StepNumbers from = {};
 };
 extern Slot<void(DType dtype, OptimRuns runs, const AdamStep& step)> adam_step;
+
+// Adds 1 to every element of steps, f64 [n], unless *skip (f32, 0-d; may be undefined) is not 0.
+extern Slot<void(Out steps, In skip)> advance_steps;
 
 // --- clipping ------------------------------------------------------------------------------------
 // One stretch of gradients of the call's dtype.
@@ -81,5 +94,21 @@ extern Slot<void(Out total, In partial, double p)> norm_total;
 extern Slot<void(DType dtype, GradRuns runs, In total, double max_norm)> clip_by_norm;
 // g = min(max(g, -bound), bound); NaN stays NaN.
 extern Slot<void(DType dtype, GradRuns runs, double bound)> clip_by_value;
+
+// --- loss scaling --------------------------------------------------------------------------------
+// g = g (1 / scale), with scale f32 0-d. Where an element is NaN or infinite, found_inf, f32 0-d,
+// becomes 1; else it is left as it is.
+extern Slot<void(DType dtype, GradRuns runs, In scale, Out found_inf)> unscale;
+
+struct ScaleUpdate {
+  double growth = 2;
+  double backoff = 0.5;
+  int64_t interval = 2000;  // steps without NaN and infinity until the scale grows
+};
+// After a step. found_inf not 0: scale = scale backoff, tracker = 0, skipped += 1. Else tracker +=
+// 1, and at interval: scale = scale growth, unless that is infinite, and tracker = 0. Then
+// found_inf = 0. scale and found_inf are f32 0-d, tracker and skipped i64 0-d.
+extern Slot<void(Out scale, Out tracker, Out skipped, Out found_inf, const ScaleUpdate& update)>
+    update_scale;
 
 }  // namespace cairn::kernels

@@ -29,7 +29,7 @@ std::span<const char* const> AdamOf<kDecoupled>::state_names(
 
 template <bool kDecoupled>
 void AdamOf<kDecoupled>::launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs,
-                                int64_t t) {
+                                int64_t t, const kernels::StepNumbers& from) {
   const Options& o = this->options_[group];
   const kernels::AdamStep step{.lr = o.lr,
                                .beta1 = o.betas[0],
@@ -39,7 +39,8 @@ void AdamOf<kDecoupled>::launch(size_t group, Device device, DType dtype, kernel
                                .decoupled = kDecoupled,
                                .amsgrad = o.amsgrad,
                                .maximize = o.maximize,
-                               .t = t};
+                               .t = t,
+                               .from = from};
   kernels::adam_step(device, dtype, runs, step);
 }
 

@@ -53,8 +53,8 @@ class AdamOf final : public OptimizerWith<AdamOptionsOf<kDecoupled>> {
     const Options& o = this->options_[group];
     return keeps_zero(group) && o.weight_decay == 0 && !o.maximize;
   }
-  void launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs,
-              int64_t t) override;
+  void launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs, int64_t t,
+              const kernels::StepNumbers& from) override;
 };
 using Adam = AdamOf<false>;
 using AdamW = AdamOf<true>;

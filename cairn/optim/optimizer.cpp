@@ -74,8 +74,9 @@ void Optimizer::add_params(std::vector<Tensor> params) {
     const AutogradMeta* meta = autograd_meta(p);
     check(meta == nullptr || !meta->node, name_, ": parameters must be leaves, got the output of ",
           meta != nullptr && meta->node ? meta->node->name : "");
-    group.slots.push_back(
-        {.param = std::move(p), .steps = 0, .states = {}, .idle = {}, .looked_at = {}});
+    Slot slot;
+    slot.param = std::move(p);
+    group.slots.push_back(std::move(slot));
   }
   groups_.push_back(std::move(group));
 }
@@ -113,7 +114,9 @@ std::vector<Tensor> Optimizer::parameters() const {
 
 void Optimizer::set_lr(size_t group, double lr) {
   detail::check_not_negative(name_, "lr", lr);
+  if (lr_of(group) == lr) return;
   lr_of(group) = lr;
+  if (capturable_) write_lr(group);
 }
 
 void Optimizer::set_momentum(size_t group, double momentum) {
@@ -162,17 +165,18 @@ void Optimizer::step_group(size_t g, Batch& batch) {
   const bool may_idle = idles(g);
   batch.last = nullptr;
   runs_.clear();
+  if (capturable_ && count > 0) advance(group);
   const auto flush = [&] {
     if (runs_.empty()) return;
-    launch(g, batch.last->param.device(), batch.last->param.dtype(), runs_, batch.last->steps);
+    launch(g, batch.last->param.device(), batch.last->param.dtype(), runs_, batch.last->steps,
+           numbers_for(group, *batch.last));
     runs_.clear();
   };
   for (size_t index : group.order) {
     Slot& slot = group.slots[index];
     const Tensor& p = slot.param;
-    const AutogradMeta* meta = autograd_meta(p);
-    if (meta == nullptr || !meta->has_grad || p.numel() == 0) continue;
-    Tensor grad = meta->grad;
+    if (!steps_now(slot)) continue;
+    Tensor grad = autograd_meta(p)->grad;
     const bool direct = grad.strides() == p.strides() && grad.device() == p.device();
     if (!direct) {
       const Tensor copy = empty_strided(p.shape(), p.strides(), {p.dtype(), p.device()});
@@ -183,7 +187,8 @@ void Optimizer::step_group(size_t g, Batch& batch) {
     ensure_states(group, slot, count);
     find_idle(slot, count, may_idle && direct);
     const Slot* last = batch.last;
-    const bool same = last != nullptr && last->steps == slot.steps + counted &&
+    const bool same = last != nullptr && last->counter == slot.counter &&
+                      (capturable_ || last->steps == slot.steps + counted) &&
                       last->param.dtype() == p.dtype() && last->param.device() == p.device();
     if (!same) flush();
     // Joins the run before where parameter, gradient and states all go on at the same distance.
@@ -217,8 +222,14 @@ void Optimizer::step_group(size_t g, Batch& batch) {
   flush();
 }
 
+bool Optimizer::steps_now(const Slot& slot) {
+  const AutogradMeta* meta = autograd_meta(slot.param);
+  return meta != nullptr && meta->has_grad && slot.param.numel() > 0;
+}
+
 // Sets slot.idle to the zeros of the gradient where the states are zeros as well. They are looked
-// at when something changed; what a step leaves out stays as it is.
+// at when something changed; what a step leaves out stays as it is. Only on the CPU: to look at
+// another device's memory is to wait for it.
 void Optimizer::find_idle(Slot& slot, size_t states, bool idles) {
   static const kernels::ZeroRanges none;
   const bool readable = slot.param.device() == kCPU;
@@ -277,6 +288,7 @@ State Optimizer::state_dict() {
   State out;
   size_t index = 0;
   for (size_t g = 0; g < groups_.size(); ++g) {
+    read_steps(groups_[g]);
     const auto options = options_of(g);
     for (const auto& [name, value] : options) out.numbers[key("param_groups", g, name)] = value;
     if (groups_[g].initial_lr)
@@ -369,6 +381,9 @@ void Optimizer::load_state_dict(const State& state) {
       for (size_t k = 0; k < names.size(); ++k)
         raw::copy_(slot.states[k], state.tensors.at(key("state", i, names[k])));
     }
+    if (!capturable_) continue;
+    write_lr(g);
+    write_steps(group);
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -56,6 +57,17 @@ class Optimizer {
   // The rate before the first schedule changed it. Schedules call it when they are made.
   double initial_lr(size_t group);
 
+  // Keeps learning rates and step counts in tensors on the parameters' device, where the kernels
+  // read them when they run: a step captured in a CUDA graph can be run again with other ones. The
+  // results are the same bit for bit. The other options, momentum too, stay numbers of the call.
+  // Switching on or off, state_dict and load_state_dict wait for the device.
+  void set_capturable(bool capturable);
+  bool capturable() const { return capturable_; }
+  // A flag, f32 0-d, on the parameters' device: a step that finds anything but 0 in it when it runs
+  // changes neither parameters nor states nor step counts. The optimizer must be capturable. An
+  // undefined tensor ends it.
+  void set_skip(const Tensor& flag);
+
   // By index of the parameter over all groups, as PyTorch: tensors "state.<index>.exp_avg" (aliases
   // of the optimizer's memory: whoever writes there by pointer calls bump_version), numbers
   // "state.<index>.step", "param_groups.<group>.lr" and the other options,
@@ -89,14 +101,21 @@ class Optimizer {
   virtual bool keeps_zero(size_t group) = 0;
   // Whether any parameter keeps its bits, and its states stay 0, where gradient and states are 0.
   virtual bool idles(size_t group) = 0;
-  // The update; t counts the runs' steps, this one included.
-  virtual void launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs,
-                      int64_t t) = 0;
+  // The update; t counts the runs' steps, this one included. `from` is for the kernel.
+  virtual void launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs, int64_t t,
+                      const kernels::StepNumbers& from) = 0;
 
  private:
+  // The step count of slots that have always stepped together, on their device.
+  struct Counter {
+    Tensor steps;         // f64, 0-d
+    int64_t members = 0;  // slots
+    int64_t active = 0;   // of them, those with a gradient in the running step
+  };
   struct Slot {
     Tensor param;
-    int64_t steps = 0;
+    int64_t steps = 0;           // capturable: those launched; read_steps sets those done
+    Counter* counter = nullptr;  // capturable only
     Tensor states[kernels::kMaxOptimStates];
     kernels::ZeroRanges idle;  // zeros of gradient and states, which the last step left out
     // What idle was found from: the gradient's zeros, and number and versions of the states.
@@ -111,6 +130,9 @@ class Optimizer {
     std::vector<Slot> slots;
     std::vector<size_t> order;  // slots by address, so that neighbours meet
     std::optional<double> initial_lr;
+    // Capturable: what the kernels read.
+    std::vector<std::unique_ptr<Counter>> counters;
+    std::vector<Tensor> lrs;  // f64, 0-d, one for each device
   };
   struct Batch;
 
@@ -119,9 +141,18 @@ class Optimizer {
   void find_idle(Slot& slot, size_t states, bool idles);
   void allocate_state(Group& group, const Slot& like, size_t k);
   void check_state(const State& state);
+  static bool steps_now(const Slot& slot);
+  static Counter& add_counter(Group& group, Device device);
+  void write_lr(size_t group);
+  void write_steps(Group& group);
+  void read_steps(Group& group);
+  void advance(Group& group);
+  kernels::StepNumbers numbers_for(const Group& group, const Slot& slot) const;
 
   const char* name_;
   std::vector<Group> groups_;
+  bool capturable_ = false;
+  Tensor skip_;
   std::vector<kernels::OptimRun> runs_;  // reused, so that a steady step does not allocate
 };
 

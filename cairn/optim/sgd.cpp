@@ -24,7 +24,8 @@ std::span<const char* const> SGD::state_names(size_t,
   return std::span(kNames).first(options.at("momentum") != 0 ? 1 : 0);
 }
 
-void SGD::launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs, int64_t t) {
+void SGD::launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs, int64_t t,
+                 const kernels::StepNumbers& from) {
   const SgdOptions& o = options_[group];
   const kernels::SgdStep step{.lr = o.lr,
                               .momentum = o.momentum,
@@ -32,7 +33,8 @@ void SGD::launch(size_t group, Device device, DType dtype, kernels::OptimRuns ru
                               .weight_decay = o.weight_decay,
                               .nesterov = o.nesterov,
                               .maximize = o.maximize,
-                              .first = t == 1};
+                              .first = t == 1,
+                              .from = from};
   kernels::sgd_step(device, dtype, runs, step);
 }
 

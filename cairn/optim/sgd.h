@@ -42,8 +42,8 @@ class SGD final : public OptimizerWith<SgdOptions> {
     // maximize would add +0, which turns a parameter of -0 into 0.
     return options_[group].weight_decay == 0 && !options_[group].maximize;
   }
-  void launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs,
-              int64_t t) override;
+  void launch(size_t group, Device device, DType dtype, kernels::OptimRuns runs, int64_t t,
+              const kernels::StepNumbers& from) override;
 };
 
 std::unique_ptr<Optimizer> sgd(std::vector<Tensor> params, const SgdOptions& options = {});

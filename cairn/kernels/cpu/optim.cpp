@@ -7,6 +7,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -137,6 +138,21 @@ void scale(T* g, int64_t n, double factor) {
 }
 
 template <class T>
+bool all_finite(const T* g, int64_t n) {
+  using Acc = Accumulate<T>;
+  constexpr int64_t kChains = 16;
+  Acc sums[kChains] = {};  // of x - x: 0 where x is finite, else NaN, which stays
+  const int64_t whole = n / kChains * kChains;
+  const auto term = [](T x) HWY_ATTR { return static_cast<Acc>(x) - static_cast<Acc>(x); };
+  for (int64_t i = 0; i < whole; i += kChains)
+    for (int64_t j = 0; j < kChains; ++j) sums[j] += term(g[i + j]);
+  for (int64_t i = whole; i < n; ++i) sums[i - whole] += term(g[i]);
+  Acc sum = 0;
+  for (Acc s : sums) sum += s;
+  return sum == 0;
+}
+
+template <class T>
 void clamp(T* g, int64_t n, double bound) {
   using Acc = Accumulate<T>;
   over<Acc>(0, n, [&](auto d, int64_t i) HWY_ATTR {
@@ -148,16 +164,19 @@ void clamp(T* g, int64_t n, double bound) {
   });
 }
 
-#define CAIRN_BY_DTYPE(call)        \
-  if (dtype == DType::f64) {        \
-    using T = double;               \
-    call;                           \
-  } else if (dtype == DType::f32) { \
-    using T = float;                \
-    call;                           \
-  } else {                          \
-    using T = bfloat16;             \
-    call;                           \
+#define CAIRN_BY_DTYPE(call)         \
+  if (dtype == DType::f64) {         \
+    using T = double;                \
+    call;                            \
+  } else if (dtype == DType::f32) {  \
+    using T = float;                 \
+    call;                            \
+  } else if (dtype == DType::bf16) { \
+    using T = bfloat16;              \
+    call;                            \
+  } else {                           \
+    using T = float16;               \
+    call;                            \
   }
 
 void sgd_block(DType dtype, const OptimRun& run, int64_t lo, int64_t hi, const SgdStep& step) {
@@ -171,6 +190,13 @@ double norm_block(DType dtype, const void* g, int64_t lo, int64_t hi, double p) 
 }
 void scale_block(DType dtype, void* g, int64_t lo, int64_t hi, double factor) {
   CAIRN_BY_DTYPE(scale(static_cast<T*>(g) + lo, hi - lo, factor))
+}
+// Whether all elements were finite; the block stays in cache for the second pass.
+bool unscale_block(DType dtype, void* g, int64_t lo, int64_t hi, double factor) {
+  bool finite = true;
+  CAIRN_BY_DTYPE(finite = all_finite(static_cast<const T*>(g) + lo, hi - lo))
+  scale_block(dtype, g, lo, hi, factor);
+  return finite;
 }
 void clamp_block(DType dtype, void* g, int64_t lo, int64_t hi, double bound) {
   CAIRN_BY_DTYPE(clamp(static_cast<T*>(g) + lo, hi - lo, bound))
@@ -187,6 +213,7 @@ HWY_EXPORT(sgd_block);
 HWY_EXPORT(adam_block);
 HWY_EXPORT(norm_block);
 HWY_EXPORT(scale_block);
+HWY_EXPORT(unscale_block);
 HWY_EXPORT(clamp_block);
 namespace {
 
@@ -213,16 +240,31 @@ void for_blocks(std::span<const Run> runs, int64_t size, const Body& body) {
   });
 }
 
-void cpu_sgd_step(DType dtype, OptimRuns runs, const SgdStep& step) {
+bool skips(const StepNumbers& from) { return from.skip != nullptr && *from.skip != 0; }
+
+void cpu_sgd_step(DType dtype, OptimRuns runs, const SgdStep& given) {
+  if (skips(given.from)) return;
+  SgdStep step = given;
+  if (given.from.lr != nullptr) step.lr = *given.from.lr;
+  if (given.from.t != nullptr) step.first = *given.from.t == 1;
   for_blocks(runs, kStepBlock, [&](const OptimRun& run, int64_t lo, int64_t hi, int64_t) {
     HWY_DYNAMIC_DISPATCH(sgd_block)(dtype, run, lo, hi, step);
   });
 }
 
-void cpu_adam_step(DType dtype, OptimRuns runs, const AdamStep& step) {
+void cpu_adam_step(DType dtype, OptimRuns runs, const AdamStep& given) {
+  if (skips(given.from)) return;
+  AdamStep step = given;
+  if (given.from.lr != nullptr) step.lr = *given.from.lr;
+  if (given.from.t != nullptr) step.t = static_cast<int64_t>(*given.from.t);
   for_blocks(runs, kStepBlock, [&](const OptimRun& run, int64_t lo, int64_t hi, int64_t) {
     HWY_DYNAMIC_DISPATCH(adam_block)(dtype, run, lo, hi, step);
   });
+}
+
+void cpu_advance_steps(Out steps, In skip) {
+  if (skip.defined() && *skip.data<float>() != 0) return;
+  for (int64_t i = 0; i < steps.numel(); ++i) steps.data<double>()[i] += 1;
 }
 
 void cpu_norm_partial(Out partial, DType dtype, GradRuns runs, double p) {
@@ -262,6 +304,32 @@ void cpu_clip_by_value(DType dtype, GradRuns runs, double bound) {
   });
 }
 
+void cpu_unscale(DType dtype, GradRuns runs, In scale, Out found_inf) {
+  const double factor = 1 / static_cast<double>(*scale.data<float>());
+  std::atomic<bool> finite{true};
+  for_blocks(runs, kStepBlock, [&](const GradRun& run, int64_t lo, int64_t hi, int64_t) {
+    if (!HWY_DYNAMIC_DISPATCH(unscale_block)(dtype, run.data, lo, hi, factor))
+      finite.store(false, std::memory_order_relaxed);
+  });
+  if (!finite) *found_inf.data<float>() = 1;
+}
+
+void cpu_update_scale(Out scale, Out tracker, Out skipped, Out found_inf,
+                      const ScaleUpdate& update) {
+  float& factor = *scale.data<float>();
+  int64_t& good = *tracker.data<int64_t>();
+  if (*found_inf.data<float>() != 0) {
+    factor = static_cast<float>(factor * update.backoff);
+    good = 0;
+    *skipped.data<int64_t>() += 1;
+  } else if (++good == update.interval) {
+    const auto grown = static_cast<float>(factor * update.growth);
+    if (std::isfinite(grown)) factor = grown;
+    good = 0;
+  }
+  *found_inf.data<float>() = 0;
+}
+
 // Parameters, gradients and states: each element once.
 int64_t bytes_of(DType dtype, OptimRuns runs) {
   const int64_t state_size = dtype == DType::f64 ? 8 : 4;
@@ -286,10 +354,14 @@ void adam_cost(profiler::Work& work, DType dtype, OptimRuns runs, const AdamStep
 Slot<void(DType, OptimRuns, const SgdStep&)> sgd_step{"sgd_step", cpu::cpu_sgd_step, cpu::sgd_cost};
 Slot<void(DType, OptimRuns, const AdamStep&)> adam_step{"adam_step", cpu::cpu_adam_step,
                                                         cpu::adam_cost};
+Slot<void(Out, In)> advance_steps{"advance_steps", cpu::cpu_advance_steps};
 Slot<void(Out, DType, GradRuns, double)> norm_partial{"norm_partial", cpu::cpu_norm_partial};
 Slot<void(Out, In, double)> norm_total{"norm_total", cpu::cpu_norm_total};
 Slot<void(DType, GradRuns, In, double)> clip_by_norm{"clip_by_norm", cpu::cpu_clip_by_norm};
 Slot<void(DType, GradRuns, double)> clip_by_value{"clip_by_value", cpu::cpu_clip_by_value};
+Slot<void(DType, GradRuns, In, Out)> unscale{"unscale", cpu::cpu_unscale};
+Slot<void(Out, Out, Out, Out, const ScaleUpdate&)> update_scale{"update_scale",
+                                                                cpu::cpu_update_scale};
 
 }  // namespace cairn::kernels
 #endif  // HWY_ONCE
