@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <bit>
@@ -19,9 +20,10 @@ namespace cairn::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// The type arithmetic is done in: f32 for bf16, else T itself.
+// The type arithmetic is done in: f32 for bf16 and f16, else T itself.
 template <class T>
-using Compute = std::conditional_t<std::is_same_v<T, bfloat16>, float, T>;
+using Compute = std::conditional_t<std::is_same_v<T, bfloat16> || std::is_same_v<T, float16>,
+                                   float, T>;
 
 // Values of 16 bytes that a thread moves at once.
 template <class T>
@@ -35,6 +37,8 @@ template <class T>
 __device__ __forceinline__ Compute<T> widen(T x) {
   if constexpr (std::is_same_v<T, bfloat16>)
     return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+  else if constexpr (std::is_same_v<T, float16>)
+    return __half2float(std::bit_cast<__half>(x.bits));
   else
     return x;
 }
@@ -44,6 +48,8 @@ template <class T>
 __device__ __forceinline__ T narrow(Compute<T> x) {
   if constexpr (std::is_same_v<T, bfloat16>)
     return std::bit_cast<bfloat16>(__float2bfloat16_rn(x));
+  else if constexpr (std::is_same_v<T, float16>)
+    return std::bit_cast<float16>(__float2half_rn(x));
   else
     return x;
 }
