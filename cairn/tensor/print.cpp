@@ -190,4 +190,14 @@ std::string to_string(const Tensor& t) {
 
 std::ostream& operator<<(std::ostream& out, const Tensor& t) { return out << to_string(t); }
 
+std::string position_text(const Shape& shape, int64_t flat) {
+  if (shape.size() < 2) return cat(flat);
+  Shape at = shape;
+  for (size_t d = shape.size(); d-- > 0;) {
+    at[d] = flat % shape[d];
+    flat /= shape[d];
+  }
+  return cat(at);
+}
+
 }  // namespace cairn

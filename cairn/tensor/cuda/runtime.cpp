@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cairn/tensor/cuda/availability.h"
+#include "cairn/tensor/print.h"
 
 namespace cairn::cuda {
 namespace {
@@ -141,7 +142,7 @@ void throw_finding(Device device) {
     text = texts().by_id.at(static_cast<size_t>(found.text));
   }
   fail(text, " must be in [0, ", found.size, "), got ", found.value, " at position ",
-       found.position);
+       position_text(found.shape, found.position));
 }
 
 }  // namespace cairn::cuda

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "cairn/tensor/cuda/api.h"
+#include "cairn/tensor/shape.h"
 
 namespace cairn::cuda {
 
@@ -38,11 +39,12 @@ int64_t wait_count();
 // A kernel cannot throw. It writes what it found here, and the next wait throws it.
 // Invariant: the first finding since the last wait stays; later ones are dropped.
 struct Finding {
-  int state;         // 0: none, 1: being written, 2: complete
-  int text;          // what text_id() gave
-  int64_t position;  // of the value in its tensor, row-major
-  int64_t value;
-  int64_t size;  // the value had to be in [0, size)
+  int state = 0;         // 0: none, 1: being written, 2: complete
+  int text = 0;          // what text_id() gave
+  int64_t position = 0;  // of the value in its tensor, row-major
+  int64_t value = 0;
+  int64_t size = 0;  // the value had to be in [0, size)
+  Shape shape;       // the tensor's
 };
 // The device's record, in host memory that kernels can write to.
 Finding* finding_of(Device device);
