@@ -12,6 +12,7 @@
 #include "cairn/tensor/cuda/device_allocator.h"
 #include "cairn/tensor/cuda/graph.h"
 #include "cairn/tensor/cuda/pinned.h"
+#include "cairn/tensor/cuda/random.h"
 #include "cairn/tensor/cuda/runtime.h"
 #include "cairn/tensor/raw.h"
 
@@ -139,6 +140,7 @@ void set_caching(bool on) {
 constexpr DeviceBackend kBackend{.allocator = allocator,
                                  .copy = copy,
                                  .fill = fill,
+                                 .random = random_on_device,
                                  .synchronize = wait_for_device,
                                  .capture = &kCaptureBackend};
 

@@ -47,8 +47,9 @@ struct Walk {
   constexpr Offsets offsets(uint32_t index) const {
     Offsets out;
     for (int k = 0; k < kOperands; ++k) out.at[k] = base[k];
+    // What is left for the outermost dimension needs no division, so a flat walk has none.
     for (int d = 0; d < rank; ++d) {
-      const uint32_t rest = size[d].quotient(index);
+      const uint32_t rest = d + 1 < rank ? size[d].quotient(index) : 0;
       const auto i = static_cast<int64_t>(index - rest * size[d].value);
       for (int k = 0; k < kOperands; ++k) out.at[k] += i * stride[d][k];
       index = rest;
@@ -100,7 +101,9 @@ void for_each_walk(const Shape& shape, const Shape* const (&strides)[kOperands],
   const int64_t outer_size = walk.rank == 0 ? 1 : sizes[outer];
   check(inner < kMost,
         "walk: elements within the outermost dimension must be fewer than 2^31, got ", inner);
-  const int64_t step = std::min(outer_size, (kMost - 1) / inner);
+  // Parts begin at multiples of 16 elements where they can, so that 16-byte accesses stay aligned.
+  const int64_t most = (kMost - 1) / inner;
+  const int64_t step = std::min(outer_size, most < 16 ? most : most / 16 * 16);
   for (int d = 0; d < outer; ++d) walk.size[d] = Divisor(sizes[d]);
   for (int64_t at = 0; at < outer_size; at += step) {
     const int64_t part = std::min(step, outer_size - at);
