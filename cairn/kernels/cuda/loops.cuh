@@ -14,7 +14,6 @@
 
 namespace cairn::kernels::cuda {
 
-using cairn::cuda::Compute;
 using cairn::cuda::narrow;
 using cairn::cuda::Vector;
 using cairn::cuda::Walk;

@@ -3,6 +3,7 @@
 // products and sums are rounded one by one), normal ones to rounding.
 #include "cairn/tensor/cuda/random.h"
 
+#include <cmath>
 #include <numbers>
 
 #include "cairn/tensor/cuda/device.cuh"
@@ -27,8 +28,8 @@ __device__ double wide_number(const Draw& draw, const uint32_t (&w)[4]) {
     return x < draw.top ? x : draw.top;
   }
   // 1 - u lies in (0, 1], so the logarithm is finite.
-  const double radius = sqrt(-2.0 * log(1.0 - u));
-  return draw.a + draw.width * radius * cos(2.0 * std::numbers::pi * uniform_double(w[2], w[3]));
+  const double radius = std::sqrt(-2.0 * std::log(1.0 - u));
+  return draw.a + draw.width * radius * std::cos(2.0 * std::numbers::pi * uniform_double(w[2], w[3]));
 }
 
 struct Pair {
@@ -40,20 +41,20 @@ struct Pair {
 // polynomials of these degrees are within 3e-8.
 __device__ Pair normal_pair(uint32_t radius_word, uint32_t angle_word) {
   const float u = static_cast<float>(static_cast<int32_t>(radius_word >> 1)) * 0x1p-31f;
-  const float radius = sqrtf(-2.0f * logf(fmaxf(u, 0x1p-32f)));
+  const float radius = std::sqrt(-2.0f * std::log(u > 0x1p-32f ? u : 0x1p-32f));
   constexpr uint32_t kEighth = 0x20000000u;
   const uint32_t shifted = angle_word + kEighth;
   const auto rest = static_cast<int32_t>((shifted & 0x3fffffffu) - kEighth);
   const float x = static_cast<float>(rest) * (0x1p-30f * 1.57079632679489662f);
   const float x2 = x * x;
-  float sin = fmaf(x2, 2.7557319e-6f, -1.9841270e-4f);
-  sin = fmaf(x2, sin, 8.3333333e-3f);
-  sin = fmaf(x2, sin, -1.6666667e-1f);
-  sin = fmaf(x2 * x, sin, x);
-  float cos = fmaf(x2, 2.4801587e-5f, -1.3888889e-3f);
-  cos = fmaf(x2, cos, 4.1666667e-2f);
-  cos = fmaf(x2, cos, -0.5f);
-  cos = fmaf(x2, cos, 1.0f);
+  float sin = __fmaf_rn(x2, 2.7557319e-6f, -1.9841270e-4f);
+  sin = __fmaf_rn(x2, sin, 8.3333333e-3f);
+  sin = __fmaf_rn(x2, sin, -1.6666667e-1f);
+  sin = __fmaf_rn(x2 * x, sin, x);
+  float cos = __fmaf_rn(x2, 2.4801587e-5f, -1.3888889e-3f);
+  cos = __fmaf_rn(x2, cos, 4.1666667e-2f);
+  cos = __fmaf_rn(x2, cos, -0.5f);
+  cos = __fmaf_rn(x2, cos, 1.0f);
   const uint32_t quarter = shifted >> 30;
   const bool swapped = (quarter & 1) != 0;
   const float c = swapped ? sin : cos;
@@ -69,8 +70,8 @@ __device__ void narrow_numbers(const Draw& draw, const uint32_t (&w)[4], float (
 #pragma unroll
     for (int k = 0; k < 4; k += 2) {
       const Pair z = normal_pair(w[k], w[k + 1]);
-      out[k] = fmaf(deviation, z.even, mean);
-      out[k + 1] = fmaf(deviation, z.odd, mean);
+      out[k] = __fmaf_rn(deviation, z.even, mean);
+      out[k + 1] = __fmaf_rn(deviation, z.odd, mean);
     }
     return;
   }

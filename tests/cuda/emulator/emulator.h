@@ -45,6 +45,9 @@ cudaError_t submit(const char* name, dim3 blocks, dim3 threads, size_t shared, c
 
 // --- what CUDA C++ has and C++ has not
 // -------------------------------------------------------------
+#ifndef __launch_bounds__
+#define __launch_bounds__(...)
+#endif
 #define threadIdx (::cairn::emulator::position.thread)
 #define blockIdx (::cairn::emulator::position.block)
 #define blockDim (::cairn::emulator::position.block_size)
