@@ -6,8 +6,8 @@
 #include "cairn/autograd/ops/elementwise.h"
 #include "cairn/autograd/ops/embedding.h"
 #include "cairn/kernels/accumulate.h"
-#include "cairn/kernels/embedding.h"
 #include "cairn/kernels/elementwise.h"
+#include "cairn/kernels/embedding.h"
 #include "cairn/tensor/capture.h"
 #include "cairn/tensor/cuda.h"
 #include "cairn/tensor/random.h"
@@ -108,9 +108,18 @@ TEST_CASE("cuda: sums over broadcast dimensions") {
     Shape src, dst;
   };
   const Sum sums[] = {
-      {{700, 40}, {40}},     {{700, 10}, {10}},          {{40, 700}, {40, 1}}, {{5, 3, 2000}, {1}},
-      {{6, 8, 5, 7}, {8, 1, 1}}, {{6, 8, 5, 7}, {6, 1, 5, 1}}, {{3, 4}, {3, 4}}, {{2, 300, 3}, {1, 300, 1}},
-      {{9000, 2}, {2}},      {{1, 1}, {}},               {{0, 4}, {4}},        {{5, 1}, {1, 1}},
+      {{700, 40}, {40}},
+      {{700, 10}, {10}},
+      {{40, 700}, {40, 1}},
+      {{5, 3, 2000}, {1}},
+      {{6, 8, 5, 7}, {8, 1, 1}},
+      {{6, 8, 5, 7}, {6, 1, 5, 1}},
+      {{3, 4}, {3, 4}},
+      {{2, 300, 3}, {1, 300, 1}},
+      {{9000, 2}, {2}},
+      {{1, 1}, {}},
+      {{0, 4}, {4}},
+      {{5, 1}, {1, 1}},
   };
   for (const Sum& sum : sums)
     for (DType to : {DType::f64, DType::f32, DType::bf16})

@@ -91,8 +91,7 @@ __global__ void finish_sums(Target<D, C, Acc> target, int64_t chunks, Walk<2> ke
   if (o < kept.numel)
     for (int64_t i = lane; i < chunks; i += kWarp) sum += target.partials[i * kept.numel + o];
   sum = cairn::cuda::warp_reduce(sum, cairn::cuda::Plus());
-  if (o < kept.numel && lane == 0)
-    target.store(kept.offsets(static_cast<uint32_t>(o)).at[1], sum);
+  if (o < kept.numel && lane == 0) target.store(kept.offsets(static_cast<uint32_t>(o)).at[1], sum);
 }
 
 // The plan of a sum of `summed` elements for each of `kept` outputs.

@@ -41,9 +41,9 @@ void add_scaled(Out y, const Operand& a, const Operand& b, double scale) {
 }  // namespace
 
 void fill_binary() {
-#define CAIRN_FILL(name, Functor)                                                         \
-  name##_fwd.fill(DeviceType::cuda, [](Out y, const Operand& a, const Operand& b) {       \
-    binary_forward<functors::Functor>(#name, y, a, b);                                    \
+#define CAIRN_FILL(name, Functor)                                                   \
+  name##_fwd.fill(DeviceType::cuda, [](Out y, const Operand& a, const Operand& b) { \
+    binary_forward<functors::Functor>(#name, y, a, b);                              \
   });
   CAIRN_BINARY(CAIRN_FILL)
 #undef CAIRN_FILL

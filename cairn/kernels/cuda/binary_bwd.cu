@@ -51,10 +51,10 @@ void binary_backward(const char* name, const Dst& d, int which, In g, const Oper
 }  // namespace
 
 void fill_binary_bwd() {
-#define CAIRN_FILL(name, Functor)                                                           \
-  name##_bwd.fill(DeviceType::cuda,                                                         \
-                  [](const Dst& d, int which, In g, const Operand& a, const Operand& b) {   \
-                    binary_backward<functors::Functor>(#name "_bwd", d, which, g, a, b);    \
+#define CAIRN_FILL(name, Functor)                                                         \
+  name##_bwd.fill(DeviceType::cuda,                                                       \
+                  [](const Dst& d, int which, In g, const Operand& a, const Operand& b) { \
+                    binary_backward<functors::Functor>(#name "_bwd", d, which, g, a, b);  \
                   });
   CAIRN_BINARY(CAIRN_FILL)
 #undef CAIRN_FILL

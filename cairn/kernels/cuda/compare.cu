@@ -84,10 +84,9 @@ void fill_compare() {
   });
   CAIRN_COMPARE(CAIRN_FILL)
 #undef CAIRN_FILL
-#define CAIRN_FILL(name, Functor)                                        \
-  name##_fwd.fill(DeviceType::cuda, [](Out y, In x, const Attributes&) { \
-    test<functors::Functor>(#name, y, x);                                \
-  });
+#define CAIRN_FILL(name, Functor)   \
+  name##_fwd.fill(DeviceType::cuda, \
+                  [](Out y, In x, const Attributes&) { test<functors::Functor>(#name, y, x); });
   CAIRN_TEST(CAIRN_FILL)
 #undef CAIRN_FILL
   where_fwd.fill(DeviceType::cuda, where_forward);

@@ -26,8 +26,7 @@ struct Dropout {
   bool aligned;
 
   __device__ __forceinline__ T one(T value, T old, uint32_t word) const {
-    const Compute<T> kept =
-        (word >> 8) >= threshold ? widen(value) * scale : Compute<T>(0);
+    const Compute<T> kept = (word >> 8) >= threshold ? widen(value) * scale : Compute<T>(0);
     return narrow<T>(add ? widen(old) + kept : kept);
   }
 };

@@ -49,9 +49,9 @@ __device__ __forceinline__ void store_row(const Rows<T>& rows, int64_t r, int64_
 
 // Thread i moves vector i % groups of row i / groups. A wrong index gives zeros.
 template <class T, int kEach>
-__global__ void __launch_bounds__(kThreads) take_rows(Rows<T> out, Rows<T> weight,
-                                                      const int64_t* index, int64_t size,
-                                                      uint32_t count, Divisor groups) {
+__global__ void __launch_bounds__(kThreads)
+    take_rows(Rows<T> out, Rows<T> weight, const int64_t* index, int64_t size, uint32_t count,
+              Divisor groups) {
   const int64_t i = cairn::cuda::global_thread();
   if (i >= count) return;
   const uint32_t row = groups.quotient(static_cast<uint32_t>(i));

@@ -83,7 +83,8 @@ __device__ __forceinline__ Out finished(R r, bool add, Out old) {
 }
 
 template <bool kAdds, int kEach, class Out, class R>
-__device__ __forceinline__ void store_group(Out* to, bool add, int count, const R (&result)[kEach]) {
+__device__ __forceinline__ void store_group(Out* to, bool add, int count,
+                                            const R (&result)[kEach]) {
   if (count == kEach) {
     auto* const place = reinterpret_cast<Vector<Out, kEach>*>(to);
     Vector<Out, kEach> out{};
@@ -109,7 +110,7 @@ template <int kGroups, int kEach, int kOperands, class T>
 __device__ __forceinline__ Values<kGroups, kEach, T> load_all(
     const Input<T>& in, int operand, const Walk<kOperands>& walk,
     const Places<kGroups, kOperands>& places) {
-  Values<kGroups, kEach, T> values;
+  Values<kGroups, kEach, T> values{};
 #pragma unroll
   for (int u = 0; u < kGroups; ++u)
     if (places.count[u] > 0)
@@ -185,10 +186,18 @@ bool vectors_fit(const Walk<kOperands>& walk, int each, const uintptr_t (&addres
   return true;
 }
 
+// Whether T is an integer type of tensors. Loops over nothing else go element by element: they are
+// rarely large, and vectors would double the kernels to compile.
+template <class T>
+constexpr bool kInteger = std::is_same_v<T, int64_t> || std::is_same_v<T, int32_t> ||
+                          std::is_same_v<T, uint8_t> || std::is_same_v<T, bool>;
+
 template <int kEach, bool kAdds, class Fn, class Out, class... Ins>
 void launch_loop(Device device, const char* name, const Fn& fn, bool add,
                  const Walk<1 + sizeof...(Ins)>& walk, Out* out, const Input<Ins>&... in) {
-  constexpr int kGroups = sizeof...(Ins) > 2 ? 1 : 2;  // 32 bytes or more in flight for a thread
+  constexpr bool kIntegers = kInteger<Out> && (kInteger<Ins> && ...);
+  // Several loads in flight for a thread, 32 bytes or more where they are vectors.
+  constexpr int kGroups = kIntegers ? 4 : sizeof...(Ins) > 2 ? 1 : 2;
   cairn::cuda::launch(device, name, elementwise<kGroups, kEach, kAdds, Fn, Out, Ins...>,
                       cairn::cuda::grid_for(walk.numel, 256, kGroups * kEach), fn, add, walk, out,
                       in...);
@@ -209,18 +218,17 @@ void run_loop(const char* name, const Tensor& out, bool add, const Fn& fn,
   const Shape strides[] = {out.strides(), strides_within(sources.tensor, out.shape())...};
   const Shape* pointers[kOperands];
   for (int k = 0; k < kOperands; ++k) pointers[k] = &strides[k];
-  cairn::cuda::for_each_walk<kOperands>(
-      out.shape(), pointers, [&](const Walk<kOperands>& walk) {
-        const Device device = out.device();
+  constexpr bool kVectors = !(kInteger<Out> && (kInteger<Ins> && ...));
+  cairn::cuda::for_each_walk<kOperands>(out.shape(), pointers, [&](const Walk<kOperands>& walk) {
+    const auto run = [&](const Input<Ins>&... in) {
+      if constexpr (kVectors) {
         if (vectors_fit(walk, kEach, address, size))
-          launch_loop<kEach, kAdds>(
-              device, name, fn, add, walk, to,
-              Input<Ins>{static_cast<const Ins*>(data_of(sources.tensor)), sources.number}...);
-        else
-          launch_loop<1, kAdds>(
-              device, name, fn, add, walk, to,
-              Input<Ins>{static_cast<const Ins*>(data_of(sources.tensor)), sources.number}...);
-      });
+          return launch_loop<kEach, kAdds>(out.device(), name, fn, add, walk, to, in...);
+      }
+      launch_loop<1, kAdds>(out.device(), name, fn, add, walk, to, in...);
+    };
+    run(Input<Ins>{static_cast<const Ins*>(data_of(sources.tensor)), sources.number}...);
+  });
 }
 
 // The same for a gradient.

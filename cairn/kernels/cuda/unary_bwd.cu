@@ -16,6 +16,10 @@ struct UnaryBackward {
   }
 };
 
+// Steps have one derivative, hence one kernel.
+template <class F>
+using Derived = std::conditional_t<std::is_base_of_v<functors::Step, F>, functors::Step, F>;
+
 template <class F>
 void unary_backward(const char* name, const Dst& dx, In g, In saved, const Attributes& attributes) {
   if (!dx) return;
@@ -30,11 +34,11 @@ void unary_backward(const char* name, const Dst& dx, In g, In saved, const Attri
 }  // namespace
 
 void fill_unary_bwd() {
-#define CAIRN_FILL(name, Functor)                                                                \
-  name##_bwd.fill(DeviceType::cuda,                                                              \
-                  [](const Dst& dx, In g, In saved, const Attributes& attributes) {              \
-                    unary_backward<functors::Functor>(#name "_bwd", dx, g, saved, attributes);   \
-                  });
+#define CAIRN_FILL(name, Functor)                                                           \
+  name##_bwd.fill(                                                                          \
+      DeviceType::cuda, [](const Dst& dx, In g, In saved, const Attributes& attributes) {   \
+        unary_backward<Derived<functors::Functor>>(#name "_bwd", dx, g, saved, attributes); \
+      });
   CAIRN_UNARY(CAIRN_FILL)
 #undef CAIRN_FILL
 }

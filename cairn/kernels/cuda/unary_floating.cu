@@ -4,9 +4,9 @@
 namespace cairn::kernels::cuda {
 
 void fill_unary_floating() {
-#define CAIRN_FILL(name, Functor)                                                        \
-  name##_fwd.fill(DeviceType::cuda, [](Out y, In x, const Attributes& attributes) {      \
-    unary_forward<functors::Functor, false>(#name, y, x, attributes);                    \
+#define CAIRN_FILL(name, Functor)                                                   \
+  name##_fwd.fill(DeviceType::cuda, [](Out y, In x, const Attributes& attributes) { \
+    unary_forward<functors::Functor, false>(#name, y, x, attributes);               \
   });
   CAIRN_UNARY_FLOATING(CAIRN_FILL)
   CAIRN_UNARY_FLOATING_CUSTOM(CAIRN_FILL)

@@ -55,15 +55,15 @@ constexpr int kTileRows = 8;  // rows of a tile that a block moves at once
 // A copy whose sides lie densely along different dimensions: along `inner` in the destination,
 // along `cross` in the source. It is done in square tiles, one a block.
 struct Transpose {
-  int64_t inner, cross;       // sizes
-  int64_t to_step;            // the destination's stride along cross
-  int64_t from_step;          // the source's along inner
-  Divisor tiles[2];           // along inner and cross
-  Walk<2> rest;               // the other dimensions
+  int64_t inner, cross;  // sizes
+  int64_t to_step;       // the destination's stride along cross
+  int64_t from_step;     // the source's along inner
+  Divisor tiles[2];      // along inner and cross
+  Walk<2> rest;          // the other dimensions
 };
 
 template <class T>
-__global__ void __launch_bounds__(kTile * kTileRows)
+__global__ void __launch_bounds__(kTile* kTileRows)
     copy_transposed(T* to, const T* from, Transpose plan) {
   __shared__ T tile[kTile][kTile + 1];  // odd rows, so that columns are in different banks
   const uint32_t block = blockIdx.x;

@@ -29,7 +29,8 @@ __device__ double wide_number(const Draw& draw, const uint32_t (&w)[4]) {
   }
   // 1 - u lies in (0, 1], so the logarithm is finite.
   const double radius = std::sqrt(-2.0 * std::log(1.0 - u));
-  return draw.a + draw.width * radius * std::cos(2.0 * std::numbers::pi * uniform_double(w[2], w[3]));
+  return draw.a +
+         draw.width * radius * std::cos(2.0 * std::numbers::pi * uniform_double(w[2], w[3]));
 }
 
 struct Pair {
