@@ -4,6 +4,7 @@
 // reused too early or a number baked into a captured graph gives wrong results here as on a device.
 #pragma once
 
+#define __launch_bounds__(...)
 // Shared memory: one block runs at a time.
 #define __shared__ static
 #include <cuda_runtime.h>
