@@ -15,6 +15,9 @@
 #include <type_traits>
 
 #define CAIRN_EMULATED
+#ifndef __launch_bounds__
+#define __launch_bounds__(...)
+#endif
 
 namespace cairn::emulator {
 
@@ -120,6 +123,8 @@ inline unsigned __float_as_uint(float f) {
 inline int __float_as_int(float f) { return static_cast<int>(__float_as_uint(f)); }
 inline float __int_as_float(int x) { return __uint_as_float(static_cast<unsigned>(x)); }
 inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline float rsqrtf(float x) { return 1.0f / __builtin_sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / __builtin_sqrt(x); }
 inline float __frcp_rn(float x) { return 1.0f / x; }

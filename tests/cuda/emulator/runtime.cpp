@@ -49,6 +49,7 @@ namespace {
 struct DeviceBlock {
   size_t size = 0;
   unsigned char* memory = nullptr;  // fence, block, fence
+  int device = 0;
 };
 
 // Recursive: work that runs may call back.
@@ -270,7 +271,7 @@ cudaError_t cudaMalloc(void** out, size_t size) {
   std::memset(memory, kFenceByte, whole);
   unsigned char* const start = memory + kFence;
   std::memset(start, 0xFF, size);
-  device_blocks[start] = {size, memory};
+  device_blocks[start] = {size, memory, current_device};
   used += static_cast<int64_t>(size);
   *out = start;
   return cudaSuccess;
@@ -286,6 +287,16 @@ cudaError_t cudaFree(void* p) {
   used -= static_cast<int64_t>(at->second.size);
   std::free(at->second.memory);
   device_blocks.erase(at);
+  return cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* p) {
+  const std::lock_guard lock(mutex);
+  *found = {};
+  auto* const byte = static_cast<unsigned char*>(const_cast<void*>(p));
+  auto at = device_blocks.upper_bound(byte);
+  const bool inside = at != device_blocks.begin() && byte < (--at)->first + at->second.size;
+  found->type = inside ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+  found->device = inside ? at->second.device : -2;
   return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** out, size_t size, unsigned) {
