@@ -7,7 +7,6 @@
 namespace cairn::kernels::cuda {
 namespace {
 
-using cairn::cuda::Compute;
 using cairn::cuda::global_thread;
 using cairn::cuda::grid_for;
 using cairn::cuda::kAllLanes;

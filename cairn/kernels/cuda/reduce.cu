@@ -7,7 +7,6 @@
 namespace cairn::kernels::cuda {
 namespace {
 
-using cairn::cuda::Compute;
 using cairn::cuda::narrow;
 using cairn::cuda::widen;
 

@@ -9,7 +9,6 @@
 namespace cairn::kernels::cuda {
 namespace {
 
-using cairn::cuda::Compute;
 using cairn::cuda::global_thread;
 using cairn::cuda::grid_for;
 using cairn::cuda::launch;

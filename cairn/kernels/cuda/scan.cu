@@ -30,7 +30,7 @@ __device__ __forceinline__ ResultOf<T> store(RunningSum<T> sum) {
   if constexpr (std::is_integral_v<T>)
     return static_cast<int64_t>(sum);
   else
-    return narrow<T>(static_cast<cairn::cuda::Compute<T>>(sum));
+    return narrow<T>(static_cast<Compute<T>>(sum));
 }
 
 // Lines in x and y; element i of a line is the i-th to be summed.

@@ -12,7 +12,6 @@
 namespace cairn::kernels::cuda {
 namespace {
 
-using cairn::cuda::Compute;
 using cairn::cuda::Grid;
 using cairn::cuda::kAllLanes;
 using cairn::cuda::kWarp;

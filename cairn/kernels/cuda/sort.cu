@@ -9,7 +9,6 @@
 namespace cairn::kernels::cuda {
 namespace {
 
-using cairn::cuda::Compute;
 using cairn::cuda::widen;
 
 template <class T>

@@ -20,11 +20,6 @@ namespace cairn::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// The type arithmetic is done in: f32 for bf16 and f16, else T itself.
-template <class T>
-using Compute = std::conditional_t<std::is_same_v<T, bfloat16> || std::is_same_v<T, float16>,
-                                   float, T>;
-
 // Values of 16 bytes that a thread moves at once.
 template <class T>
 constexpr int kVector = static_cast<int>(16 / sizeof(T));
