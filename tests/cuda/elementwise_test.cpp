@@ -95,9 +95,10 @@ TEST_CASE("cuda: a gradient is added to what is there, over strides") {
     const Tensor on_cpu = full({24, 4}, 2, {DType::f32});
     const Tensor on_gpu = there(on_cpu);
     kernels::ZeroRanges zeros{{0, 4}};
-    kernels::relu_bwd(kCPU, {raw::transpose(on_cpu, 0, 1), add}, g, y, kernels::Attributes{});
-    kernels::relu_bwd(kGpu, {raw::transpose(on_gpu, 0, 1), add, &zeros}, there(g), there(y),
+    kernels::relu_bwd(kCPU, kernels::Dst{raw::transpose(on_cpu, 0, 1), add}, g, y,
                       kernels::Attributes{});
+    kernels::relu_bwd(kGpu, kernels::Dst{raw::transpose(on_gpu, 0, 1), add, &zeros}, there(g),
+                      there(y), kernels::Attributes{});
     CHECK(equal(on_gpu, on_cpu));
     CHECK(zeros.empty());
   }
@@ -130,8 +131,8 @@ TEST_CASE("cuda: sums over broadcast dimensions") {
         for (bool add : {false, true}) {
           const Tensor on_cpu = full(sum.dst, 0.5, {to});
           const Tensor on_gpu = there(on_cpu);
-          kernels::accumulate_to(kCPU, {on_cpu, add}, src);
-          kernels::accumulate_to(kGpu, {on_gpu, add}, there(src));
+          kernels::accumulate_to(kCPU, kernels::Dst{on_cpu, add}, src);
+          kernels::accumulate_to(kGpu, kernels::Dst{on_gpu, add}, there(src));
           const double eps = to == DType::bf16 ? 0x1p-7 : 0x1p-18;
           const double scale = std::sqrt(static_cast<double>(src.numel()) + 1) * 4;
           CHECK(largest_difference(on_gpu, on_cpu) <= eps * scale);
@@ -140,8 +141,8 @@ TEST_CASE("cuda: sums over broadcast dimensions") {
   const Tensor image = raw::channels_last(randn_of({6, 16, 5, 7}, DType::f32, 1));
   const Tensor cpu_sum = empty({16, 1, 1}, {DType::f32});
   const Tensor gpu_sum = empty({16, 1, 1}, {DType::f32, kGpu});
-  kernels::accumulate_to(kCPU, {cpu_sum, false}, image);
-  kernels::accumulate_to(kGpu, {gpu_sum, false}, there(image));
+  kernels::accumulate_to(kCPU, kernels::Dst{cpu_sum, false}, image);
+  kernels::accumulate_to(kGpu, kernels::Dst{gpu_sum, false}, there(image));
   CHECK(largest_difference(gpu_sum, cpu_sum) < 1e-4);
 }
 
@@ -196,8 +197,8 @@ TEST_CASE("cuda: dropout drops what the CPU drops") {
         const kernels::DropoutParams params{.seed = 3, .offset = 1000, .p = 0.4, .scale = 1.5};
         const Tensor on_cpu = full({n}, 0.5, {dtype});
         const Tensor on_gpu = there(on_cpu);
-        kernels::dropout_apply(kCPU, {on_cpu, add}, x, params);
-        kernels::dropout_apply(kGpu, {on_gpu, add}, there(x), params);
+        kernels::dropout_apply(kCPU, kernels::Dst{on_cpu, add}, x, params);
+        kernels::dropout_apply(kGpu, kernels::Dst{on_gpu, add}, there(x), params);
         CHECK(equal(on_gpu, on_cpu));
       }
     }

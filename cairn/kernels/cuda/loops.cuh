@@ -54,25 +54,6 @@ struct Values {
   Compute<T> at[kGroups][kEach];
 };
 
-// kEach elements from `at` on, `step` (0 or 1) apart; those past `count`, which is at least 1,
-// repeat the first one: what is computed from them must not trap.
-template <int kEach, class T>
-__device__ __forceinline__ void load_group(const Input<T>& in, int64_t at, int64_t step, int count,
-                                           Compute<T> (&value)[kEach]) {
-  if (in.data == nullptr || step == 0) {
-    const Compute<T> one = in.data == nullptr ? in.number : widen(in.data[at]);
-#pragma unroll
-    for (int k = 0; k < kEach; ++k) value[k] = one;
-  } else if (count == kEach) {
-    const auto loaded = *reinterpret_cast<const Vector<T, kEach>*>(in.data + at);
-#pragma unroll
-    for (int k = 0; k < kEach; ++k) value[k] = widen(loaded.value[k]);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kEach; ++k) value[k] = widen(in.data[at + (k < count ? k : 0)]);
-  }
-}
-
 // What is stored for result r: the sum with the old value where `add`, in r's type.
 template <bool kAdds, class Out, class R>
 __device__ __forceinline__ Out finished(R r, bool add, Out old) {
@@ -104,35 +85,64 @@ template <int kGroups, int kOperands>
 struct Places {
   typename Walk<kOperands>::Offsets offsets[kGroups];
   int count[kGroups];
+  bool whole;  // all elements of all stretches are there
 };
 
+// What the thread reads of one input. Loads come before the first use of what they bring, so that
+// they are in flight together.
 template <int kGroups, int kEach, int kOperands, class T>
 __device__ __forceinline__ Values<kGroups, kEach, T> load_all(
     const Input<T>& in, int operand, const Walk<kOperands>& walk,
     const Places<kGroups, kOperands>& places) {
   Values<kGroups, kEach, T> values{};
+  if (in.data == nullptr || walk.stride[0][operand] == 0) {
 #pragma unroll
-  for (int u = 0; u < kGroups; ++u)
-    if (places.count[u] > 0)
-      load_group<kEach>(in, places.offsets[u].at[operand], walk.stride[0][operand], places.count[u],
-                        values.at[u]);
+    for (int u = 0; u < kGroups; ++u) {
+      if (places.count[u] == 0) continue;
+      const Compute<T> one =
+          in.data == nullptr ? in.number : widen(in.data[places.offsets[u].at[operand]]);
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) values.at[u][k] = one;
+    }
+  } else if (places.whole) {
+    Vector<T, kEach> loaded[kGroups];
+#pragma unroll
+    for (int u = 0; u < kGroups; ++u)
+      loaded[u] =
+          *reinterpret_cast<const Vector<T, kEach>*>(in.data + places.offsets[u].at[operand]);
+#pragma unroll
+    for (int u = 0; u < kGroups; ++u)
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) values.at[u][k] = widen(loaded[u].value[k]);
+  } else {
+    // Elements that are not there repeat the stretch's first one: computing from it cannot trap.
+#pragma unroll
+    for (int u = 0; u < kGroups; ++u)
+#pragma unroll
+      for (int k = 0; k < kEach; ++k)
+        if (places.count[u] > 0)
+          values.at[u][k] =
+              widen(in.data[places.offsets[u].at[operand] + (k < places.count[u] ? k : 0)]);
+  }
   return values;
 }
 
-// out (+)= fn(in...) for kGroups stretches of kEach elements a thread. All loads come first, so
-// that they are in flight together. kEach > 1 asks for what vectors_fit() checks.
+// out (+)= fn(in...) for kGroups stretches of kEach elements a thread. kEach > 1 asks for what
+// vectors_fit() checks.
 template <int kGroups, int kEach, bool kAdds, class Fn, class Out, class... Ins, size_t... kIndex>
 __device__ __forceinline__ void loop_body(std::index_sequence<kIndex...>, const Fn& fn, bool add,
                                           const Walk<1 + sizeof...(Ins)>& walk, Out* out,
                                           const Input<Ins>&... in) {
   constexpr int kOperands = 1 + sizeof...(Ins);
   Places<kGroups, kOperands> places;
+  places.whole = true;
 #pragma unroll
   for (int u = 0; u < kGroups; ++u) {
     const int64_t group =
         (static_cast<int64_t>(blockIdx.x) * kGroups + u) * blockDim.x + threadIdx.x;
     const int64_t left = walk.numel - group * kEach;
     places.count[u] = left >= kEach ? kEach : left > 0 ? static_cast<int>(left) : 0;
+    places.whole = places.whole && left >= kEach;
     if (left > 0) places.offsets[u] = walk.offsets(static_cast<uint32_t>(group * kEach));
   }
   const auto compute = [&](const auto&... values) {
