@@ -144,6 +144,8 @@ struct ChannelVector {
         return static_cast<const double*>(data)[c];
       case DType::f32:
         return double{static_cast<const float*>(data)[c]};
+      case DType::f16:
+        return double{widen(static_cast<const float16*>(data)[c])};
       default:
         return double{widen(static_cast<const bfloat16*>(data)[c])};
     }
@@ -156,6 +158,9 @@ struct ChannelVector {
         break;
       case DType::f32:
         static_cast<float*>(data)[c] = static_cast<float>(value);
+        break;
+      case DType::f16:
+        static_cast<float16*>(data)[c] = narrow<float16>(static_cast<float>(value));
         break;
       default:
         static_cast<bfloat16*>(data)[c] = narrow<bfloat16>(static_cast<float>(value));

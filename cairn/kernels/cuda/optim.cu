@@ -75,6 +75,14 @@ __device__ __forceinline__ Acc gradient(Acc g, Acc p, bool maximize, Acc decay) 
   return decay != 0 ? std::fma(decay, p, g) : g;
 }
 
+__device__ __forceinline__ bool skips(const StepNumbers& from) {
+  return from.skip != nullptr && *from.skip != 0;
+}
+template <class Step>
+__device__ __forceinline__ double learning_rate(const Step& step) {
+  return step.from.lr != nullptr ? *step.from.lr : step.lr;
+}
+
 template <class T>
 __global__ void sgd_kernel(const __grid_constant__ Runs<OptimRun> runs,
                            const __grid_constant__ SgdStep step) {
@@ -85,8 +93,9 @@ __global__ void sgd_kernel(const __grid_constant__ Runs<OptimRun> runs,
   const Acc decay = static_cast<Acc>(step.weight_decay);
   const Acc momentum = static_cast<Acc>(step.momentum);
   const Acc fresh = static_cast<Acc>(1 - step.dampening);
-  const Acc minus_lr = static_cast<Acc>(-step.lr);
-  const bool first = step.first;
+  if (skips(step.from)) return;
+  const Acc minus_lr = static_cast<Acc>(-learning_rate(step));
+  const bool first = step.from.t != nullptr ? *step.from.t == 1 : step.first;
   const auto body = [&]<int kCount>(int64_t i) {
     auto p = read<T, kCount>(run.param, i);
     const auto grad = read<T, kCount>(run.grad, i);
@@ -121,11 +130,12 @@ struct AdamNumbers {
 template <class Acc>
 __device__ const AdamNumbers<Acc>& adam_numbers(const AdamStep& step) {
   __shared__ AdamNumbers<Acc> n;
-  const double t = static_cast<double>(step.t);
+  const double t = step.from.t != nullptr ? *step.from.t : static_cast<double>(step.t);
   if (threadIdx.x == 0) {
-    n.minus_step = static_cast<Acc>(-step.lr / (1 - std::pow(step.beta1, t)));
+    const double lr = learning_rate(step);
+    n.minus_step = static_cast<Acc>(-lr / (1 - std::pow(step.beta1, t)));
     n.eps = static_cast<Acc>(step.eps);
-    n.shrink = static_cast<Acc>(step.decoupled ? 1 - step.lr * step.weight_decay : 1);
+    n.shrink = static_cast<Acc>(step.decoupled ? 1 - lr * step.weight_decay : 1);
     n.decay = static_cast<Acc>(step.decoupled ? 0 : step.weight_decay);
     n.beta2 = static_cast<Acc>(step.beta2);
     n.share2 = static_cast<Acc>(1 - step.beta2);
@@ -144,6 +154,7 @@ __global__ void adam_kernel(const __grid_constant__ Runs<OptimRun> runs,
   constexpr int kEach = kVector<Acc>;
   const Part part = part_of_block(runs);
   const OptimRun& run = runs.run[part.run];
+  if (skips(step.from)) return;  // the whole block
   const AdamNumbers<Acc> n = adam_numbers<Acc>(step);
   const auto body = [&]<int kCount>(int64_t i) {
     auto p = read<T, kCount>(run.param, i);
@@ -197,6 +208,17 @@ void cuda_adam_step(DType dtype, OptimRuns runs, const AdamStep& step) {
       launch(device, "adam_step", adam_kernel<T>, {some.blocks, kThreads}, some, step);
     });
   });
+}
+
+__global__ void advance_kernel(double* steps, int64_t count, const float* skip) {
+  if (skip != nullptr && *skip != 0) return;
+  for (int64_t i = global_thread(); i < count; i += global_threads()) steps[i] += 1;
+}
+
+void cuda_advance_steps(Out steps, In skip) {
+  if (steps.numel() == 0) return;
+  launch(steps.device(), "advance_steps", advance_kernel, grid_for(steps.numel()),
+         steps.data<double>(), steps.numel(), skip.defined() ? skip.data<float>() : nullptr);
 }
 
 // --- clipping ------------------------------------------------------------------------------------
@@ -356,6 +378,54 @@ void cuda_clip_by_value(DType dtype, GradRuns runs, double bound) {
   });
 }
 
+// --- loss scaling --------------------------------------------------------------------------------
+
+template <class T>
+__global__ void unscale_kernel(const __grid_constant__ Runs<GradRun> runs, const float* scale,
+                               float* found_inf) {
+  using Acc = Compute<T>;
+  const Acc factor = static_cast<Acc>(1 / static_cast<double>(*scale));
+  bool finite = true;
+  update<T>(runs, [&](Acc g) {
+    finite = finite && g - g == 0;
+    return g * factor;
+  });
+  const int any = __syncthreads_or(!finite);
+  if (any && threadIdx.x == 0) *found_inf = 1;  // whichever block writes it, it is 1
+}
+
+void cuda_unscale(DType dtype, GradRuns runs, In scale, Out found_inf) {
+  const Device device = scale.device();
+  dispatch_floating(dtype, "unscale", [&]<class T>() {
+    for_each_launch(runs, part_for(device, runs), [&](const Runs<GradRun>& some) {
+      launch(device, "unscale", unscale_kernel<T>, {some.blocks, kThreads}, some,
+             scale.data<float>(), found_inf.data<float>());
+    });
+  });
+}
+
+// One thread.
+__global__ void update_scale_kernel(float* scale, int64_t* tracker, int64_t* skipped,
+                                    float* found_inf, ScaleUpdate update) {
+  const double factor = static_cast<double>(*scale);
+  if (*found_inf != 0) {
+    *scale = static_cast<float>(factor * update.backoff);
+    *tracker = 0;
+    *skipped += 1;
+  } else if (++*tracker == update.interval) {
+    const float grown = static_cast<float>(factor * update.growth);
+    if (grown - grown == 0) *scale = grown;  // finite
+    *tracker = 0;
+  }
+  *found_inf = 0;
+}
+
+void cuda_update_scale(Out scale, Out tracker, Out skipped, Out found_inf,
+                       const ScaleUpdate& update) {
+  launch(scale.device(), "update_scale", update_scale_kernel, {1, 1}, scale.data<float>(),
+         tracker.data<int64_t>(), skipped.data<int64_t>(), found_inf.data<float>(), update);
+}
+
 }  // namespace
 
 void fill_optim() {
@@ -365,6 +435,9 @@ void fill_optim() {
   norm_total.fill(DeviceType::cuda, cuda_norm_total);
   clip_by_norm.fill(DeviceType::cuda, cuda_clip_by_norm);
   clip_by_value.fill(DeviceType::cuda, cuda_clip_by_value);
+  advance_steps.fill(DeviceType::cuda, cuda_advance_steps);
+  unscale.fill(DeviceType::cuda, cuda_unscale);
+  update_scale.fill(DeviceType::cuda, cuda_update_scale);
 }
 
 }  // namespace cairn::kernels::cuda
