@@ -59,6 +59,8 @@ inline double roundings(DType dtype, double count = 8) {
       return count * 0x1p-52;
     case DType::f32:
       return count * 0x1p-23;
+    case DType::f16:
+      return 1.01 * 0x1p-10;
     default:
       return 1.01 * 0x1p-8;  // computed in f32: one rounding of the result, to the other side
   }

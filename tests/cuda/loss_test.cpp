@@ -65,7 +65,7 @@ const std::vector<Matrix> kMatrices = {{1, 1},    {128, 10}, {600, 33},
 }  // namespace
 
 TEST_CASE("cuda: cross entropy is the CPU's") {
-  for (DType dtype : {DType::f64, DType::f32, DType::bf16})
+  for (DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16})
     for (const Matrix m : kMatrices)
       for (LossReduction reduction : kReductions)
         for (int kind = 0; kind < 4; ++kind) {
@@ -150,7 +150,7 @@ TEST_CASE("cuda: classes out of range are reported at the next wait and touch no
 }
 
 TEST_CASE("cuda: nll, squared error and binary cross entropy are the CPU's") {
-  for (DType dtype : {DType::f64, DType::f32, DType::bf16})
+  for (DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16})
     for (int64_t n : {int64_t{1}, int64_t{500}, int64_t{20000}})
       for (LossReduction reduction : kReductions) {
         const Backwards order(n == 500);

@@ -116,7 +116,8 @@ void check_gradients(const BatchNorm& gpu, const BatchNorm& cpu, bool residual, 
 TEST_CASE("cuda: batch norm in training is the CPU's, for small maps and large") {
   for (const auto& [dtype, vectors] :
        {std::pair{DType::f64, DType::f64}, std::pair{DType::f32, DType::f32},
-        std::pair{DType::bf16, DType::f32}, std::pair{DType::bf16, DType::bf16}})
+        std::pair{DType::bf16, DType::f32}, std::pair{DType::bf16, DType::bf16},
+        std::pair{DType::f16, DType::f32}, std::pair{DType::f16, DType::f16}})
     for (const Shape2 shape : kMatrices)
       for (bool residual : {false, true})
         for (bool relu : {false, true}) {
@@ -139,7 +140,7 @@ TEST_CASE("cuda: batch norm in training is the CPU's, for small maps and large")
 
 TEST_CASE("cuda: batch norm in evaluation is the CPU's") {
   for (const Shape2 shape : kMatrices)
-    for (DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+    for (DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16}) {
       INFO(name_of(dtype) << ", " << shape.rows << " x " << shape.channels);
       const BatchNorm cpu(shape, dtype, dtype, true), gpu(cpu, kGpu);
       cpu.evaluate(true);
@@ -190,7 +191,7 @@ TEST_CASE("cuda: a captured batch norm is replayed with other values") {
 }
 
 TEST_CASE("cuda: layer norm is the CPU's, for rows of a warp and of a block") {
-  for (DType dtype : {DType::f64, DType::f32, DType::bf16})
+  for (DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16})
     for (const Shape2 shape : {Shape2{1, 1}, Shape2{3, 10}, Shape2{70, 33}, Shape2{130, 512},
                                Shape2{3, 1024}, Shape2{5, 1031}})
       for (bool affine : {false, true}) {
@@ -199,8 +200,7 @@ TEST_CASE("cuda: layer norm is the CPU's, for rows of a warp and of a block") {
                             << affine);
         const DType statistics = dtype == DType::f64 ? DType::f64 : DType::f32;
         const double tolerance = dtype == DType::f64 ? 1e-11 : dtype == DType::f32 ? 2e-5 : 1.2e-2;
-        const Tensor x =
-            noise({shape.rows, shape.channels}, dtype, 1, 1, dtype == DType::bf16 ? 0 : 100);
+        const Tensor x = noise({shape.rows, shape.channels}, dtype, 1, 1, is_half(dtype) ? 0 : 100);
         const Tensor dy = noise({shape.rows, shape.channels}, dtype, 2);
         const Tensor w = affine ? noise({shape.channels}, dtype, 3, 0.5, 1) : Tensor{};
         const Tensor b = affine ? noise({shape.channels}, dtype, 4) : Tensor{};

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cairn/tensor/capture.h"
 #include "tests/cuda/both.h"
 
 using namespace cairn;
@@ -72,7 +73,7 @@ std::vector<AdamStep> adam_steps() {
        .t = 1000}};
 }
 
-constexpr DType kFloating[] = {DType::f64, DType::f32, DType::bf16};
+constexpr DType kFloating[] = {DType::f64, DType::f32, DType::bf16, DType::f16};
 
 }  // namespace
 
@@ -168,5 +169,75 @@ TEST_CASE("cuda: gradient norms and clipping are the CPU's") {
       CHECK(difference(gpu, cpu) == 0);
     }
   }
+  CHECK(emulator::guard_violations() == 0);
+}
+
+TEST_CASE("cuda: a captured step reads its numbers when it runs") {
+  for (DType dtype : {DType::f32, DType::f64}) {
+    const Arena start(5000, dtype);
+    const Arena captured(start, kGpu), eager(start, kGpu);
+    const Tensor lr = full({}, 0.1, {DType::f64, kGpu}), skip = zeros({}, {DType::f32, kGpu});
+    const Tensor steps = zeros({3}, {DType::f64, kGpu});
+    AdamStep adam{.lr = 7,
+                  .beta1 = 0.9,
+                  .beta2 = 0.999,
+                  .eps = 1e-8,
+                  .weight_decay = 0.1,
+                  .decoupled = true,
+                  .t = 50};
+    SgdStep sgd{.lr = 7, .momentum = 0.9};
+    const auto both_steps = [&](const Arena& arena) {
+      const std::vector<OptimRun> runs{arena.run(0, 5000)};
+      adam_step(kGpu, dtype, runs, adam);
+      sgd_step(kGpu, dtype, runs, sgd);
+    };
+    Capture capture(kGpu);
+    adam.from = sgd.from = {lr.data<double>(), steps.data<double>() + 1, skip.data<float>()};
+    advance_steps(kGpu, steps, skip);
+    both_steps(captured);
+    CapturedGraph graph = capture.finish();
+    adam.from = sgd.from = {};
+    for (int64_t t : {1, 2, 3}) {
+      adam.lr = sgd.lr = 0.1 / static_cast<double>(t);
+      adam.t = t;
+      sgd.first = t == 1;
+      raw::fill_(lr, adam.lr);
+      graph.launch();
+      both_steps(eager);
+    }
+    raw::fill_(skip, 1);
+    graph.launch();
+    INFO(name_of(dtype));
+    CHECK(same_bits(captured.param, eager.param));
+    for (int i = 0; i < 3; ++i) CHECK(same_bits(captured.state[i], eager.state[i]));
+    CHECK(difference(steps, full({3}, 3, {DType::f64})) == 0);
+  }
+}
+
+TEST_CASE("cuda: gradients are unscaled and the scale follows, as on the CPU") {
+  for (DType dtype : kFloating)
+    for (double bad : {0.0, static_cast<double>(INFINITY), static_cast<double>(NAN)}) {
+      INFO(name_of(dtype) << " with " << bad);
+      Tensor results[2][5];
+      for (int i : {0, 1}) {
+        const Device device = i == 0 ? kCPU : kGpu;
+        auto& [g, scale, found, tracker, skipped] = results[i];
+        g = raw::to(noise({20001}, dtype, 1), dtype, device);
+        if (bad != 0) raw::fill_(raw::slice(g, 0, 20000, 20001), bad);
+        scale = full({}, 8, {DType::f32, device});
+        found = zeros({}, {DType::f32, device});
+        tracker = full({}, 1, {DType::i64, device});
+        skipped = zeros({}, {DType::i64, device});
+        const std::vector<GradRun> runs{
+            {g.raw_data(), 9000},
+            {nullptr, 0},
+            {static_cast<std::byte*>(g.raw_data()) + 9000 * item_size(dtype), 11001}};
+        unscale(device, dtype, runs, scale, found);
+        CHECK((found.item() != 0) == (bad != 0));
+        for (int step = 0; step < 3; ++step)
+          update_scale(device, scale, tracker, skipped, found, ScaleUpdate{4, 0.5, 2});
+      }
+      for (int k = 0; k < 5; ++k) CHECK(difference(results[1][k], results[0][k]) == 0);
+    }
   CHECK(emulator::guard_violations() == 0);
 }

@@ -33,7 +33,7 @@ const std::vector<MaxCase> kMaxCases = {{{2, 16, 14, 14}, {3, 3, 2, 2, 1, 1, 1, 
 
 template <class Body>
 void for_dtypes(Body&& body) {
-  for (DType dtype : {DType::f64, DType::f32, DType::bf16})
+  for (DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16})
     for (bool backwards : {false, true}) {
       const Backwards order(backwards);
       INFO(name_of(dtype));

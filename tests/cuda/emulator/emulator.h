@@ -4,7 +4,6 @@
 // reused too early or a number baked into a captured graph gives wrong results here as on a device.
 #pragma once
 
-#define __launch_bounds__(...)
 // Shared memory: one block runs at a time.
 #define __shared__ static
 #include <cuda_runtime.h>
@@ -15,9 +14,6 @@
 #include <type_traits>
 
 #define CAIRN_EMULATED
-#ifndef __launch_bounds__
-#define __launch_bounds__(...)
-#endif
 
 namespace cairn::emulator {
 
@@ -49,9 +45,7 @@ cudaError_t submit(const char* name, dim3 blocks, dim3 threads, size_t shared, c
 
 // --- what CUDA C++ has and C++ has not
 // -------------------------------------------------------------
-#ifndef __launch_bounds__
 #define __launch_bounds__(...)
-#endif
 #define threadIdx (::cairn::emulator::position.thread)
 #define blockIdx (::cairn::emulator::position.block)
 #define blockDim (::cairn::emulator::position.block_size)
