@@ -9,6 +9,7 @@
 #include "cairn/autograd/engine.h"
 #include "cairn/autograd/gradcheck.h"
 #include "cairn/tensor/cpu_allocator.h"
+#include "cairn/tensor/cuda.h"
 #include "cairn/tensor/parallel.h"
 #include "cairn/tensor/random.h"
 #include "cairn/tensor/raw.h"
@@ -361,7 +362,30 @@ Tensor distinct_values(const Shape& shape, uint64_t seed) {
   return t;
 }
 
+namespace {
+
+// The tolerances are f32's own, which TF32 would break.
+class ExactProducts {
+ public:
+  ExactProducts() {
+    cuda::settings().matmul_allow_tf32 = false;
+    cuda::settings().conv_allow_tf32 = false;
+  }
+  ~ExactProducts() {
+    cuda::settings().matmul_allow_tf32 = matmul_;
+    cuda::settings().conv_allow_tf32 = conv_;
+  }
+  ExactProducts(const ExactProducts&) = delete;
+  ExactProducts& operator=(const ExactProducts&) = delete;
+
+ private:
+  bool matmul_ = cuda::settings().matmul_allow_tf32, conv_ = cuda::settings().conv_allow_tf32;
+};
+
+}  // namespace
+
 Verdict run(const Entry& entry, DType dtype, Device device) {
+  const ExactProducts exact;
   Verdict verdict;
   verdict.op = entry.op;
   verdict.dtype = dtype;

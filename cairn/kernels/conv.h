@@ -20,7 +20,8 @@ Shape conv_weight_strides(Device device, const Shape& weight);
 bool is_conv_weight(const Tensor& weight, Device device);
 
 // x [N, C, H, W] and y [N, O, OH, OW] channels-last; w [O, C / groups, KH, KW] as
-// conv_weight_strides has it; bias [O] contiguous or undefined. All f64 or all f32.
+// conv_weight_strides has it; bias [O] contiguous or undefined. All of one
+// product_dtype().
 extern Slot<void(Out y, In x, In w, In bias, const ConvParams& params)> conv2d_fwd;
 // dx like x.
 extern Slot<void(const Dst& dx, In dy, In w, const ConvParams& params)> conv2d_bwd_data;

@@ -5,9 +5,13 @@
 
 namespace cairn::kernels {
 
+// The dtype in which a device's products and convolutions take tensors of this dtype: themselves,
+// but 16-bit ones as f32 on a CPU, whose vectors add in f32 alone.
+DType product_dtype(Device device, DType dtype);
+
 // c (+)= a b. a [..., M, K], b [..., K, N], c [..., M, N] with the same leading sizes; a and b any
 // strides; c's last or second to last stride is 1. Leading dimensions of c with stride 0 are summed
-// over, in order. All f64 or all f32.
+// over, in order. All of one product_dtype().
 extern Slot<void(const Dst& c, In a, In b)> matmul;
 // What may follow a linear layer inside its kernel. gelu is the tanh form (functors::GeluTanh;
 // PyTorch's approximate = "tanh"), which is what cuBLASLt's epilogue computes.

@@ -8,6 +8,7 @@
 #include "cairn/autograd/record.h"
 #include "cairn/kernels/accumulate.h"
 #include "cairn/kernels/conv.h"
+#include "cairn/kernels/matmul.h"
 #include "cairn/tensor/raw.h"
 
 namespace cairn {
@@ -26,9 +27,8 @@ Tensor to_weight_layout(const Tensor& w) {
   return out;
 }
 
-// Halves are computed in f32 and rounded once.
 Tensor to_compute(const Tensor& t) {
-  return t.defined() ? raw::to(t, compute_dtype(t.dtype())) : t;
+  return raw::to(t, kernels::product_dtype(t.device(), t.dtype()));
 }
 
 int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation,
@@ -128,7 +128,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
       output_size(x.size(3), weight.size(3), params.stride_w, params.pad_w, params.dil_w, "width")};
   const Tensor image = raw::channels_last(x);
   const Tensor kernel = to_weight_layout(weight);
-  const DType dtype = compute_dtype(x.dtype());
+  const DType dtype = kernels::product_dtype(x.device(), x.dtype());
   const Tensor y = empty_channels_last(shape, {dtype, x.device()});
   kernels::conv2d_fwd(x.device(), y, to_compute(image), to_compute(kernel),
                       bias.defined() ? to_compute(raw::contiguous(bias)) : bias, params);

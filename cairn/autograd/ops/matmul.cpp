@@ -10,8 +10,9 @@
 namespace cairn {
 namespace {
 
-// Halves are computed in f32 and rounded once.
-Tensor to_compute(const Tensor& t) { return raw::to(t, compute_dtype(t.dtype())); }
+Tensor to_compute(const Tensor& t) {
+  return raw::to(t, kernels::product_dtype(t.device(), t.dtype()));
+}
 
 // As the raw views, which cost as much as a small product, where they change something.
 Tensor reshaped(const Tensor& t, const Shape& shape) {
@@ -148,7 +149,7 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
   if (a.dim() == 1) result.erase(result.size() - (b.dim() == 1 ? 1 : 2));
 
   const Tensor left = reshaped(a, a_matrix), right = reshaped(b, b_matrix);
-  const Tensor y = empty(full, {compute_dtype(a.dtype()), a.device()});
+  const Tensor y = empty(full, {kernels::product_dtype(a.device(), a.dtype()), a.device()});
   kernels::matmul(
       a.device(), Dst{y, false},
       expanded(to_compute(left), joined(leading(full), left.size(-2), left.size(-1))),
@@ -173,7 +174,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias,
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < result.size(); ++i) rows *= result[i];
   const Tensor matrix = reshaped(x, {rows, in});
-  const TensorOptions like{compute_dtype(x.dtype()), x.device()};
+  const TensorOptions like{kernels::product_dtype(x.device(), x.dtype()), x.device()};
   const Tensor y = empty({rows, out}, like);
   const bool records = will_record({x, weight, bias});
   const bool keeps_pre = records && activation == kernels::Activation::gelu;
