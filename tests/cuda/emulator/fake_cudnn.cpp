@@ -1,0 +1,459 @@
+// cuDNN's graph API over host memory: descriptors that are checked when they are finalised, engines
+// with notes, workspaces and knobs.
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "tests/cuda/emulator/fake_cudnn_node.h"
+#include "tests/cuda/emulator/fake_dnn.h"
+#include "tests/cuda/emulator/queue.h"
+
+namespace cairn::emulator {
+namespace {
+
+DnnLog log;
+size_t version_number = 91900;
+bool adding_refused = false;
+Known known = Known::all;
+std::string last_error;
+
+cudnnStatus_t refuse(const std::string& text, cudnnStatus_t status = CUDNN_STATUS_BAD_PARAM) {
+  last_error = text;
+  complain("cuDNN: " + text);
+  return status;
+}
+
+size_t size_of(cudnnBackendAttributeType_t type) {
+  switch (type) {
+    case CUDNN_TYPE_BOOLEAN:
+    case CUDNN_TYPE_CHAR:
+      return 1;
+    case CUDNN_TYPE_FLOAT:
+    case CUDNN_TYPE_DATA_TYPE:
+    case CUDNN_TYPE_CONVOLUTION_MODE:
+    case CUDNN_TYPE_HEUR_MODE:
+    case CUDNN_TYPE_KNOB_TYPE:
+    case CUDNN_TYPE_NUMERICAL_NOTE:
+      return 4;
+    default:
+      return 8;
+  }
+}
+
+// What may be set on which descriptor, and as what.
+struct Rule {
+  cudnnBackendDescriptorType_t node;
+  cudnnBackendAttributeName_t name;
+  cudnnBackendAttributeType_t type;
+};
+constexpr Rule kRules[] = {
+    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE},
+    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_CONV_MODE,
+     CUDNN_TYPE_CONVOLUTION_MODE},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64},
+    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT},
+    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT},
+    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, CUDNN_TYPE_FLOAT},
+    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA, CUDNN_TYPE_FLOAT},
+    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, CUDNN_TYPE_FLOAT},
+    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA, CUDNN_TYPE_FLOAT},
+    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY, CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, CUDNN_ATTR_OPERATIONGRAPH_OPS,
+     CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE},
+    {CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH,
+     CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE},
+    {CUDNN_BACKEND_ENGINE_DESCRIPTOR, CUDNN_ATTR_ENGINE_OPERATION_GRAPH,
+     CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {CUDNN_BACKEND_ENGINE_DESCRIPTOR, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE},
+    {CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, CUDNN_ATTR_ENGINECFG_ENGINE,
+     CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
+     CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE},
+    {CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG,
+     CUDNN_TYPE_BACKEND_DESCRIPTOR},
+    {CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64},
+    {CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
+     CUDNN_TYPE_VOID_PTR},
+    {CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR},
+};
+
+// Optional ones; all others of a descriptor's rules must be set before it is finalised.
+bool is_optional(cudnnBackendAttributeName_t name) {
+  return name == CUDNN_ATTR_ENGINECFG_KNOB_CHOICES || name == CUDNN_ATTR_VARIANT_PACK_WORKSPACE ||
+         name == CUDNN_ATTR_OPERATIONGRAPH_HANDLE;
+}
+
+// --- engines -------------------------------------------------------------------------------------
+struct Engine {
+  int64_t index;
+  std::vector<cudnnBackendNumericalNote_t> notes;
+  int64_t workspace;
+  bool has_knob;
+};
+const std::vector<Engine>& engines() {
+  static const std::vector<Engine> all{
+      {kHugeEngine, {}, int64_t{1} << 40, false},
+      {kChanceEngine,
+       {CUDNN_NUMERICAL_NOTE_TENSOR_CORE, CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS,
+        CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC},
+       0,
+       false},
+      {kTensorEngine,
+       {CUDNN_NUMERICAL_NOTE_TENSOR_CORE, CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS},
+       3000,
+       true},
+      {kExactEngine, {}, 0, false},
+      {kFallbackEngine, {}, 16, false}};
+  return all;
+}
+const Engine* engine_at(int64_t index) {
+  for (const Engine& engine : engines())
+    if (engine.index == index) return &engine;
+  return nullptr;
+}
+constexpr int64_t kKnobValue = 3;  // of those, 0 to 7, that the engine's knob can have
+
+std::vector<int64_t> recommended(cudnnBackendHeurMode_t mode, const Operation& op) {
+  if (known == Known::nothing || (op.beta != 0 && adding_refused)) return {};
+  if (mode == CUDNN_HEUR_MODE_FALLBACK) return {kFallbackEngine};
+  if (known == Known::fallback) return {};
+  return {kHugeEngine, kChanceEngine, kTensorEngine, kExactEngine};
+}
+
+// --- calls ---------------------------------------------------------------------------------------
+Node* as_node(cudnnBackendDescriptor_t descriptor) { return static_cast<Node*>(descriptor); }
+
+cudnnStatus_t backend_create(cudnnBackendDescriptorType_t type, cudnnBackendDescriptor_t* out) {
+  *out = new Node{type, false, {}};
+  ++log.live;
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t backend_destroy(cudnnBackendDescriptor_t descriptor) {
+  delete as_node(descriptor);
+  --log.live;
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t set(cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t name,
+                  cudnnBackendAttributeType_t type, int64_t count, const void* values) {
+  Node* const node = as_node(descriptor);
+  if (node->finalized) return refuse("a finalised descriptor must not change");
+  const auto rule = std::find_if(std::begin(kRules), std::end(kRules), [&](const Rule& r) {
+    return r.node == node->type && r.name == name;
+  });
+  if (rule == std::end(kRules)) return refuse("attribute must belong to the descriptor");
+  if (rule->type != type)
+    return refuse("attribute must have its type", CUDNN_STATUS_BAD_PARAM_ATTRIBUTE_TYPE);
+  if (count < 1 || values == nullptr) return refuse("attribute must have a value");
+  if (type == CUDNN_TYPE_HANDLE && *static_cast<void* const*>(values) == nullptr)
+    return refuse("handle must be given", CUDNN_STATUS_BAD_PARAM_NULL_POINTER);
+  if (type == CUDNN_TYPE_BACKEND_DESCRIPTOR)
+    for (int64_t i = 0; i < count; ++i)
+      if (!static_cast<Node* const*>(values)[i]->finalized)
+        return refuse("parts must be finalised", CUDNN_STATUS_BAD_PARAM_NOT_FINALIZED);
+  const size_t bytes = static_cast<size_t>(count) * size_of(type);
+  const auto* const from = static_cast<const std::byte*>(values);
+  node->attributes[name] = {type, count, std::vector<std::byte>(from, from + bytes)};
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t check_tensor(const Node& node) {
+  const TensorView t = view_of(&node);
+  if (t.sizes.size() != 4 || t.strides.size() != 4) return refuse("a tensor must be 4-d");
+  for (int64_t size : t.sizes)
+    if (size < 1) return refuse("sizes must be positive");
+  if (t.alignment < 1 || (t.alignment & (t.alignment - 1)) != 0)
+    return refuse("alignment must be a power of two");
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t check_operation(const Node& node) {
+  const Operation op = operation_of(&node);
+  if (op.x.type != op.w.type || op.x.type != op.y.type) return refuse("types must be equal");
+  if (op.x.type != CUDNN_DATA_FLOAT && op.x.type != CUDNN_DATA_BFLOAT16 &&
+      op.x.type != CUDNN_DATA_HALF)
+    return refuse("type", CUDNN_STATUS_NOT_SUPPORTED_DATA_TYPE);
+  if (op.x.uid == op.w.uid || op.x.uid == op.y.uid || op.w.uid == op.y.uid)
+    return refuse("tensors must have names of their own");
+  if (op.y.sizes[0] != op.x.sizes[0] || op.y.sizes[1] != op.w.sizes[0])
+    return refuse("images and output channels must agree", CUDNN_STATUS_BAD_PARAM_SHAPE_MISMATCH);
+  if (op.x.sizes[1] % op.w.sizes[1] != 0)
+    return refuse("channels must divide", CUDNN_STATUS_BAD_PARAM_SHAPE_MISMATCH);
+  for (size_t d = 0; d < 2; ++d) {
+    const int64_t extent = op.dilation[d] * (op.w.sizes[d + 2] - 1) + 1;
+    if (op.y.sizes[d + 2] != (op.x.sizes[d + 2] + 2 * op.pad[d] - extent) / op.stride[d] + 1)
+      return refuse("output size must follow", CUDNN_STATUS_BAD_PARAM_SHAPE_MISMATCH);
+  }
+  for (const TensorView* t : {&op.x, &op.w, &op.y})
+    if (t->strides[1] != 1) return refuse("layout", CUDNN_STATUS_NOT_SUPPORTED_LAYOUT);
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t check_config(const Node& node) {
+  const Engine& engine = *engine_at(
+      node.node(CUDNN_ATTR_ENGINECFG_ENGINE)->one<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX));
+  for (const Node* knob : node.all<Node*>(CUDNN_ATTR_ENGINECFG_KNOB_CHOICES)) {
+    const auto value = knob->one<int64_t>(CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE);
+    if (!engine.has_knob || value < 0 || value > 7 ||
+        knob->one<cudnnBackendKnobType_t>(CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE) !=
+            CUDNN_KNOB_TYPE_TILE_SIZE)
+      return refuse("knob must be one of the engine's", CUDNN_STATUS_NOT_SUPPORTED);
+  }
+  return CUDNN_STATUS_SUCCESS;
+}
+
+// The operation behind a graph, engine, configuration or plan.
+const Node* operation_behind(const Node* node) {
+  switch (node->type) {
+    case CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR:
+      return node->node(CUDNN_ATTR_OPERATIONGRAPH_OPS);
+    case CUDNN_BACKEND_ENGINE_DESCRIPTOR:
+      return operation_behind(node->node(CUDNN_ATTR_ENGINE_OPERATION_GRAPH));
+    case CUDNN_BACKEND_ENGINECFG_DESCRIPTOR:
+      return operation_behind(node->node(CUDNN_ATTR_ENGINECFG_ENGINE));
+    default:
+      return operation_behind(node->node(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG));
+  }
+}
+
+cudnnStatus_t check_node(const Node& node) {
+  switch (node.type) {
+    case CUDNN_BACKEND_TENSOR_DESCRIPTOR:
+      return check_tensor(node);
+    case CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR:
+      if (node.one<cudnnDataType_t>(CUDNN_ATTR_CONVOLUTION_COMP_TYPE) != CUDNN_DATA_FLOAT ||
+          node.one<int64_t>(CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS) != 2)
+        return refuse("convolution must be 2-d, with sums in f32");
+      for (int name = CUDNN_ATTR_CONVOLUTION_DILATIONS; name <= CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS;
+           ++name)
+        if (node.all<int64_t>(name).size() != 2) return refuse("two numbers must be given");
+      return CUDNN_STATUS_SUCCESS;
+    case kForward:
+    case kData:
+    case kFilter:
+      return check_operation(node);
+    case CUDNN_BACKEND_ENGINE_DESCRIPTOR:
+      if (engine_at(node.one<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX)) == nullptr)
+        return refuse("engine must be one of the library's", CUDNN_STATUS_NOT_SUPPORTED);
+      return CUDNN_STATUS_SUCCESS;
+    case CUDNN_BACKEND_ENGINECFG_DESCRIPTOR:
+      return check_config(node);
+    case CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR:
+      if (adding_refused && operation_of(operation_behind(&node)).beta != 0)
+        return refuse("adding", CUDNN_STATUS_NOT_SUPPORTED);
+      return CUDNN_STATUS_SUCCESS;
+    default:
+      return CUDNN_STATUS_SUCCESS;
+  }
+}
+
+cudnnStatus_t finalize(cudnnBackendDescriptor_t descriptor) {
+  Node* const node = as_node(descriptor);
+  if (node->finalized) return refuse("a descriptor must be finalised once");
+  for (const Rule& rule : kRules)
+    if (rule.node == node->type && !is_optional(rule.name) && !node->has(rule.name))
+      return refuse("attribute " + std::to_string(rule.name) + " must be set",
+                    CUDNN_STATUS_BAD_PARAM_NULL_POINTER);
+  if (const cudnnStatus_t status = check_node(*node)) return status;
+  if (node->type == CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR) ++log.heuristics;
+  node->finalized = true;
+  return CUDNN_STATUS_SUCCESS;
+}
+
+// Nodes that a heuristic's results refer to; they live as long as the process.
+Node* engine_node(Node* graph, int64_t index) {
+  Node* const node = new Node{CUDNN_BACKEND_ENGINE_DESCRIPTOR, true, {}};
+  node->put<Node*>(CUDNN_ATTR_ENGINE_OPERATION_GRAPH, CUDNN_TYPE_BACKEND_DESCRIPTOR, {graph});
+  node->put<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, {index});
+  return node;
+}
+
+cudnnStatus_t give_nodes(const std::vector<Node>& found, int64_t wanted, int64_t* count,
+                         void* values) {
+  *count = static_cast<int64_t>(found.size());
+  if (values == nullptr) return CUDNN_STATUS_SUCCESS;
+  *count = std::min(*count, wanted);
+  for (int64_t i = 0; i < *count; ++i) {
+    Node* const target = static_cast<Node**>(values)[i];
+    if (target->type != found[static_cast<size_t>(i)].type)
+      return refuse("descriptors to be filled must be of their kind");
+    *target = found[static_cast<size_t>(i)];
+  }
+  return CUDNN_STATUS_SUCCESS;
+}
+
+std::vector<Node> results_of(const Node& heuristics) {
+  Node* const graph = heuristics.node(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH);
+  std::vector<Node> found;
+  for (int64_t index :
+       recommended(heuristics.one<cudnnBackendHeurMode_t>(CUDNN_ATTR_ENGINEHEUR_MODE),
+                   operation_of(operation_behind(graph)))) {
+    Node config{CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, true, {}};
+    config.put<Node*>(CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+                      {engine_node(graph, index)});
+    if (engine_at(index)->has_knob) {
+      Node* const knob = new Node{CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, true, {}};
+      knob->put<cudnnBackendKnobType_t>(CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE,
+                                        {CUDNN_KNOB_TYPE_TILE_SIZE});
+      knob->put<int64_t>(CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, {kKnobValue});
+      config.put<Node*>(CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, {knob});
+    }
+    found.push_back(config);
+  }
+  return found;
+}
+
+template <class Value>
+cudnnStatus_t give(const std::vector<Value>& found, int64_t wanted, int64_t* count, void* values) {
+  *count = std::min(static_cast<int64_t>(found.size()), wanted);
+  if (*count > 0) std::memcpy(values, found.data(), static_cast<size_t>(*count) * sizeof(Value));
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t get(cudnnBackendDescriptor_t const descriptor, cudnnBackendAttributeName_t name,
+                  cudnnBackendAttributeType_t, int64_t wanted, int64_t* count, void* values) {
+  const Node& node = *as_node(descriptor);
+  if (!node.finalized)
+    return refuse("only a finalised descriptor tells", CUDNN_STATUS_BAD_PARAM_NOT_FINALIZED);
+  switch (name) {
+    case CUDNN_ATTR_ENGINEHEUR_RESULTS:
+      return give_nodes(results_of(node), wanted, count, values);
+    case CUDNN_ATTR_ENGINECFG_ENGINE:
+    case CUDNN_ATTR_ENGINECFG_KNOB_CHOICES: {
+      std::vector<Node> found;
+      for (const Node* part : node.all<Node*>(name)) found.push_back(*part);
+      return give_nodes(found, wanted, count, values);
+    }
+    case CUDNN_ATTR_ENGINE_NUMERICAL_NOTE:
+      return give(engine_at(node.one<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX))->notes, wanted,
+                  count, values);
+    case CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE: {
+      const Node* const engine =
+          node.node(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG)->node(CUDNN_ATTR_ENGINECFG_ENGINE);
+      const auto index = engine->one<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
+      return give<int64_t>({engine_at(index)->workspace}, wanted, count, values);
+    }
+    case CUDNN_ATTR_ENGINE_GLOBAL_INDEX:
+    case CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE:
+      return give(node.all<int64_t>(name), wanted, count, values);
+    case CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE:
+      return give(node.all<cudnnBackendKnobType_t>(name), wanted, count, values);
+    default:
+      return refuse("attribute must be one that can be asked for");
+  }
+}
+
+struct Handle {
+  cudaStream_t stream = nullptr;
+};
+
+cudnnStatus_t execute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
+                      cudnnBackendDescriptor_t pack) {
+  const Node& chosen = *as_node(plan);
+  const Node& given = *as_node(pack);
+  if (!chosen.finalized || !given.finalized)
+    return refuse("plan and pack must be finalised", CUDNN_STATUS_BAD_PARAM_NOT_FINALIZED);
+  const Operation op = operation_of(operation_behind(&chosen));
+  const auto uids = given.all<int64_t>(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
+  const auto pointers = given.all<char*>(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
+  if (uids.size() != pointers.size()) return refuse("each name must have a pointer");
+  std::array<char*, 3> found{};
+  const TensorView* const views[] = {&op.x, &op.w, &op.y};
+  for (size_t t = 0; t < 3; ++t) {
+    for (size_t i = 0; i < uids.size(); ++i)
+      if (uids[i] == views[t]->uid) found[t] = pointers[i];
+    if (found[t] == nullptr) return refuse("every tensor must have a pointer");
+    if (reinterpret_cast<uintptr_t>(found[t]) % static_cast<uintptr_t>(views[t]->alignment) != 0)
+      return refuse("pointers must be aligned", CUDNN_STATUS_BAD_PARAM_MISALIGNED_POINTER);
+  }
+  const Node* const engine =
+      chosen.node(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG)->node(CUDNN_ATTR_ENGINECFG_ENGINE);
+  const auto index = engine->one<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
+  const int64_t workspace = engine_at(index)->workspace;
+  char* const scratch = given.has(CUDNN_ATTR_VARIANT_PACK_WORKSPACE)
+                            ? given.one<char*>(CUDNN_ATTR_VARIANT_PACK_WORKSPACE)
+                            : nullptr;
+  if (workspace > 0 && scratch == nullptr) return refuse("workspace must be given");
+  const auto& notes = engine_at(index)->notes;
+  const bool rounds = std::find(notes.begin(), notes.end(),
+                                CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS) != notes.end();
+  ++log.executions;
+  log.last_engine = index;
+  enqueue(reinterpret_cast<Handle*>(handle)->stream, [op, found, rounds, scratch, workspace] {
+    if (workspace > 0) std::memset(scratch, 0xEE, static_cast<size_t>(workspace));
+    compute_convolution(op, found[0], found[1], found[2], rounds);
+  });
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t create(cudnnHandle_t* handle) {
+  *handle = reinterpret_cast<cudnnHandle_t>(new Handle);
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t set_stream(cudnnHandle_t handle, cudaStream_t stream) {
+  reinterpret_cast<Handle*>(handle)->stream = stream;
+  return CUDNN_STATUS_SUCCESS;
+}
+size_t version() { return version_number; }
+const char* error_string(cudnnStatus_t) { return "an emulated refusal"; }
+void get_last_error(char* text, size_t size) {
+  std::strncpy(text, last_error.c_str(), size - 1);
+  text[size - 1] = '\0';
+}
+
+constexpr kernels::cuda::DnnApi kFake{.version = version,
+                                      .error_string = error_string,
+                                      .last_error = get_last_error,
+                                      .create = create,
+                                      .set_stream = set_stream,
+                                      .backend_create = backend_create,
+                                      .backend_destroy = backend_destroy,
+                                      .set = set,
+                                      .get = get,
+                                      .finalize = finalize,
+                                      .execute = execute};
+
+// Plans are kept where a test says so, never among the user's.
+const bool installed = [] {
+  setenv("XDG_CACHE_HOME", "/dev/null", 1);
+  kernels::cuda::set_dnn_api(&kFake);
+  return true;
+}();
+
+}  // namespace
+
+DnnLog& dnn_log() { return log; }
+const kernels::cuda::DnnApi& fake_dnn() { return kFake; }
+void set_dnn_version(size_t version) { version_number = version; }
+void refuse_adding(bool on) { adding_refused = on; }
+void set_known_engines(Known engines) { known = engines; }
+
+}  // namespace cairn::emulator
