@@ -9,7 +9,6 @@
 namespace cairn::kernels::cuda {
 namespace {
 
-using cairn::cuda::Compute;
 using cairn::cuda::Divisor;
 using cairn::cuda::Grid;
 using cairn::cuda::launch;

@@ -10,7 +10,6 @@
 namespace cairn::kernels::cuda {
 namespace {
 
-using cairn::cuda::Compute;
 using cairn::cuda::Grid;
 using cairn::cuda::launch;
 using cairn::cuda::narrow;
