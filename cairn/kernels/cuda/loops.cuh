@@ -4,13 +4,13 @@
 // be one of the inputs.
 #pragma once
 
+#pragma nv_diag_suppress 186  // functors compare u8 with 0 too; must stand before their header
+
 #include <algorithm>
 #include <utility>
 
 #include "cairn/kernels/elementwise.h"
 #include "cairn/tensor/cuda/device.cuh"
-
-#pragma nv_diag_suppress 186  // functors compare with 0 for u8 too
 
 namespace cairn::kernels::cuda {
 
