@@ -160,7 +160,9 @@ class Runner {
     const Difference d = difference(got, expected);
     const double scale = std::max(d.scale, 1.0);
     const bool exact = !is_floating(got.dtype());
-    const double allowed = exact ? 0 : tolerance(dtype_, case_.terms, scale, case_.amplification);
+    const bool own = !is_forward && case_.gradient_amplification > 0;
+    const double amplification = own ? case_.gradient_amplification : case_.amplification;
+    const double allowed = exact ? 0 : tolerance(dtype_, case_.terms, scale, amplification);
     if (!d.finite_agree || !(d.error <= allowed))
       failure(what, cat("must agree within ", allowed, ", got ", d.error,
                         d.finite_agree ? "" : " and NaN or infinity in other places"));

@@ -34,6 +34,7 @@ struct Case {
   // Largest absolute error per eps for one term, where the op itself amplifies (exp of big values);
   // see tolerance().
   double amplification = 1;
+  double gradient_amplification = 0;  // the same for gradients; 0: as amplification
 };
 
 struct ErrorCase {
