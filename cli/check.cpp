@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "cairn/kernels/target.h"
+#include "cairn/tensor/cuda.h"
 #include "check/op_table.h"
 #include "cli/verbs.h"
 
@@ -116,6 +117,7 @@ int check_ops(const CheckOptions& options) {
   const auto dtypes = wanted_dtypes(options);
   const Device device = wanted_device(options);
   set_target(options);
+  cuda::set_caching(options.caching);
   if (options.list) {
     print_list(entries);
     return 0;

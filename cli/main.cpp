@@ -31,6 +31,8 @@ int main(int argc, char** argv) {
   check->add_option("--device", options.device, "Where to run")->capture_default_str();
   check->add_option("--target", options.target,
                     "Instruction set of the kernels, as `cairn doctor` names them");
+  check->add_flag("!--no-cache", options.caching,
+                  "Take every block of device memory from the driver, as memory checkers want it");
   check->add_flag("--list", options.list, "Only list the operators");
   check->callback([&] { verb = [&] { return check_ops(options); }; });
 

@@ -18,6 +18,7 @@ struct CheckOptions {
   std::string device = "cpu";
   std::string target;  // instruction set of the kernels; empty: the best
   bool list = false;
+  bool caching = true;  // of device memory; memory checkers see more without
 };
 
 int info();
