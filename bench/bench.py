@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 
+import device_rows
 import plot
 import report
 import rows as table
@@ -40,10 +41,11 @@ def at_least_one(text):
 
 def parse(arguments):
     here = pathlib.Path(__file__).resolve().parent
-    built = here.parent / "build" / "bin" / "cairn_bench"
+    built = here.parent / "build" / "bin"
     parser = argparse.ArgumentParser(prog="bench", description="Cairn and PyTorch side by side")
     parser.add_argument(
-        "benchmark", nargs="?", default="all", choices=["all", *table.VERBS], help="default: all"
+        "benchmark", nargs="?", default="all", choices=["all", *table.VERBS],
+        help="default: all but gpu"
     )
     parser.add_argument("--row", action="append", choices=table.NAMES, metavar="NAME",
                         help="only this row; repeatable")
@@ -61,10 +63,20 @@ def parse(arguments):
     parser.add_argument("--compile-limit", type=float, default=400.0, metavar="SECONDS",
                         help="longest wait for torch.compile; default: 400")
     parser.add_argument("--data", default="", help="folder with Fashion-MNIST's files")
-    parser.add_argument("--cairn", default=shlex.quote(str(built)),
+    parser.add_argument("--cairn", default=shlex.quote(str(built / "cairn_bench")),
                         help="program (with arguments) of the Cairn side; default: the built one")
     parser.add_argument("--python", help="Python with PyTorch (default: the one running this)")
     parser.add_argument("--peer", default=str(here / "peer_torch.py"), help="script of the peer")
+    gpu = parser.add_argument_group("rows of verb gpu")
+    gpu.add_argument("--device", default="cuda:0",
+                     help="cpu: a rehearsal with few steps; default: cuda:0")
+    gpu.add_argument("--time-limit", type=float, metavar="SECONDS",
+                     help="rows that would start after it are left out")
+    gpu.add_argument("--warm", action="store_true",
+                     help="only compile what the rows' peers need, for a later run")
+    gpu.add_argument("--job", default=shlex.quote(str(built / "fashion_mnist")),
+                     help="program (with arguments) of the job; default: the built one")
+    gpu.add_argument("--peer-job", default=str(here / "peer_job.py"), help="script of the peer")
     return parser.parse_args(arguments)
 
 
@@ -72,7 +84,7 @@ def chosen(options):
     for row in table.ROWS:
         if options.row and row.name not in options.row:
             continue
-        if options.benchmark in ("all", row.verb):
+        if options.benchmark == row.verb or (options.benchmark == "all" and row.verb != "gpu"):
             yield row
 
 
@@ -120,6 +132,12 @@ def main(arguments):
         bench.find_sides()
     except SideError as error:
         die(error, 1)
+    card = bench.cairn_info.get("cuda", "none")
+    if options.device != "cpu" and selection[0].verb == "gpu" and card.startswith("none"):
+        die(f"the rows of gpu need a CUDA device, got {card}", 2)
+    if options.warm:
+        device_rows.warm(bench, selection)
+        return 0
     report.head(machine, bench)
     results = []
     try:
@@ -135,7 +153,7 @@ def main(arguments):
         report.layers(result)
     if bench.peer_problem:
         say("\nNothing was compared with PyTorch: this machine's Python has none that works.")
-    return 1 if any("note" in result for result in results) else 0
+    return 1 if any("note" in row and not row["left_out"] for row in results) else 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cairn/nn/container.h"
 #include "cairn/tensor/parallel.h"
 
 namespace cairn::bench {
@@ -28,6 +29,10 @@ class Job {
 
 // {"model": resnet18 | resnet50 | mlp | transformer, "mode": train | infer, …}: milliseconds.
 std::unique_ptr<Job> model_job(const json& request);
+// {"model": …, "device": cuda | cpu, "precision": f32 | bf16-mixed, …}: milliseconds of a step.
+std::unique_ptr<Job> device_job(const json& request);
+// The request's model with the request's weights, on the CPU.
+std::unique_ptr<nn::Layer> make_model(const json& request);
 // {"op": forward | record | backward}: nanoseconds of one add of two 8x8 tensors.
 std::unique_ptr<Job> op_job(const json& request);
 // {"clock": cpu | wall, "data": DIR}: images per second through the job's transforms.

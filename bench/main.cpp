@@ -8,6 +8,8 @@
 #include <map>
 
 #include "bench/jobs.h"
+#include "cairn/tensor/allocator.h"
+#include "cairn/tensor/cuda.h"
 
 namespace {
 
@@ -24,11 +26,32 @@ int64_t peak_resident_bytes() {
   throw Error("rss: /proc/self/status must have a VmHWM line, got none");
 }
 
+// Bytes that the allocator holds of the device, and the most that tensors have used of them. Cached
+// blocks go back only where memory runs out or `reset` asks for it, so what is held now is the most
+// that was held since then.
+json device_memory(const json& request) {
+  const Device device(request.at("device").get<std::string>());
+  Allocator& allocator = *backend_of(device.type, "memory").allocator(device);
+  if (request.value("reset", false)) {
+    cuda::synchronize(device);
+    allocator.release_cached();
+    allocator.reset_peak();
+  }
+  const MemoryStats stats = allocator.stats();
+  return {{"reserved", stats.allocated + stats.cached}, {"allocated", stats.peak}};
+}
+
 #if defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__)
 constexpr const char* kBuild = "optimized";
 #else
 constexpr const char* kBuild = "not optimized";
 #endif
+
+// The first card's name, or why there is none.
+std::string cuda_text() {
+  if (cuda::device_count() == 0) return "none (" + cuda::unavailable() + ")";
+  return cuda::properties(Device("cuda:0")).name;
+}
 
 json info(const json& request) {
   set_num_threads(request.value("threads", 2));
@@ -36,15 +59,17 @@ json info(const json& request) {
           {"compiler", CAIRN_BENCH_COMPILER},
           {"build", kBuild},
           {"threads", num_threads()},
+          {"cuda", cuda_text()},
           {"data", bench::find_fashion_mnist(request.value("data", ""))}};
 }
 
 std::unique_ptr<bench::Job> make_job(const json& request) {
   const std::string kind = request.at("job");
   if (kind == "model") return bench::model_job(request);
+  if (kind == "device") return bench::device_job(request);
   if (kind == "op") return bench::op_job(request);
   if (kind == "data") return bench::data_job(request);
-  throw Error("setup: job must be one of model, op, data, got " + kind);
+  throw Error("setup: job must be one of model, device, op, data, got " + kind);
 }
 
 json answer(std::unique_ptr<bench::Job>& job, const json& request) {
@@ -69,7 +94,8 @@ json answer(std::unique_ptr<bench::Job>& job, const json& request) {
     return bench::kernels_on_layers(request);
   }
   if (command == "rss") return {{"bytes", peak_resident_bytes()}};
-  throw Error("cmd must be one of info, setup, check, run, peak, layers, rss, quit, got " +
+  if (command == "memory") return device_memory(request);
+  throw Error("cmd must be one of info, setup, check, run, peak, layers, rss, memory, quit, got " +
               command);
 }
 

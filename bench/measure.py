@@ -4,14 +4,16 @@ Invariant: a row gets a ratio only if both sides' outputs from the same weights 
 within the row's tolerance; otherwise it has a note that says why. Ratio is cairn / peer.
 """
 
-import math
 import shlex
 import statistics
 import sys
 import time
 
-from sides import Side, SideError, build_libtorch
+import device_rows
+from agree import disagreement
+from sides import LeftOut, Side, SideError, build_libtorch
 
+LEFT_OUT = "left out by --quick"
 PAUSE = 0.1  # seconds between blocks, in which the idle side's threads stop spinning
 QUICK_REPEATS = 2
 ADAM_BYTES = 28  # an optimizer step's traffic a parameter: reads p, g, m, v and writes p, m, v
@@ -29,7 +31,13 @@ class Bench:
         self.peer_info = None
         self.peer_problem = None
         self.libtorch = None
-        self.failed = {}  # (model, mode, compiled variant) -> why it is not tried again
+        self.failed = {}  # family of a compiled variant -> why it is not tried again
+        self.memory = {}  # row of verb gpu -> what its sides held of the device
+        self.deadline = time.monotonic() + (options.time_limit or 1e9)
+
+    def left(self, seconds):
+        """So many seconds, or what is left of --time-limit."""
+        return max(1.0, min(seconds, self.deadline - time.monotonic()))
 
     # --- sides -----------------------------------------------------------------------------------
 
@@ -63,10 +71,11 @@ class Bench:
             self.peer_problem = str(error)
 
     def setup(self, side, row, variant, limit=600.0):
+        request = device_rows.request_for(self, row) if row.verb == "gpu" else row.request
         side.ask(
             "setup",
             limit,
-            **row.request,
+            **request,
             variant=variant,
             threads=self.threads(row),
             data=self.cairn_info["data"],
@@ -80,8 +89,8 @@ class Bench:
         for word in words:
             if word in self.peer_info["lacks"]:
                 return f"this PyTorch has no {word}"
-        if self.options.quick and "compile" in words:
-            return "left out by --quick"
+        if self.options.quick and "compile" in variant:
+            return LEFT_OUT
         return self.failed.get(family(row, variant))
 
     def best_variant(self, row, trial, result):
@@ -89,6 +98,7 @@ class Bench:
         values, and why variants were skipped."""
         wanted = set((self.options.variants or "").split(",")) & set(row.variants)
         values, skipped = result["trial"], result["skipped"]
+        failed = False
         for variant in row.variants:
             if wanted and variant not in wanted:
                 continue
@@ -100,11 +110,13 @@ class Bench:
                 except SideError as error:
                     reason = str(error)
                     say(f"  {row.name}: skipped {variant}: {reason}")
+                    failed = failed or not isinstance(error, LeftOut)
                     if "compile" in variant:
                         self.failed[family(row, variant)] = reason
             skipped[variant] = reason
         if not values:
-            raise SideError(f"peer: {row.name} must run in at least one variant, got none")
+            kind = SideError if failed else LeftOut
+            raise kind(f"peer: {row.name} must run in at least one variant, got none")
         if len(values) > 1:
             tried = ", ".join(f"{v} {value:.4g}" for v, value in values.items())
             say(f"  {row.name}: short trial, {row.unit}: {tried}")
@@ -148,9 +160,15 @@ class Bench:
         }
         measures = {"kernels": self.kernels_row, "compare": self.compare_row}
         try:
-            measures.get(row.kind, self.process_row)(row, result)
+            if self.left(1e9) < device_rows.LEAST_SECONDS and row.kind != "device_memory":
+                raise LeftOut("not measured: no time is left")
+            if row.kind in device_rows.MEASURES:
+                device_rows.MEASURES[row.kind](self, row, result)
+            else:
+                measures.get(row.kind, self.process_row)(row, result)
         except SideError as error:
             result["note"] = str(error)
+            result["left_out"] = isinstance(error, LeftOut)
         result["met"] = row.met(result["ratio"], result.get("floor_multiple"))
         return result
 
@@ -255,6 +273,8 @@ class Bench:
 
 def family(row, variant):
     """What shares a compiled variant's fate."""
+    if row.verb == "gpu":
+        return row.name, variant
     return row.request.get("model"), row.request.get("mode"), variant
 
 
@@ -285,21 +305,3 @@ def reached(row, result):
         floor = row.flops / result["peak_gflops"] + ADAM_BYTES * row.live / result["peak_gbytes"]
         more.update(floor_ms=floor * 1e-6, floor_multiple=result["cairn"] / (floor * 1e-6))
     return more
-
-
-def disagreement(cairn, peer, tolerance):
-    """None when the outputs agree; otherwise what does not."""
-    if len(cairn) != len(peer) or any(len(a) != len(b) for a, b in zip(cairn, peer)):
-        return f"not compared: outputs must be of one shape, got {cairn} and {peer}"[:300]
-    for i, (ours, theirs) in enumerate(zip(cairn, peer)):
-        allowed = tolerance[min(i, len(tolerance) - 1)]
-        # JSON has no NaN, so a side may send null.
-        finite = all(x is not None and math.isfinite(x) for x in (*ours, *theirs))
-        scale = max((abs(x) for x in theirs), default=0.0) if finite else 0.0
-        worst = max(range(len(ours)), key=lambda k: abs(ours[k] - theirs[k])) if finite else 0
-        if not finite or abs(ours[worst] - theirs[worst]) > allowed * scale:
-            return (
-                f"not compared: output {i + 1} must agree within {allowed:g} (relative), "
-                f"got cairn {ours[worst]} and peer {theirs[worst]}"
-            )
-    return None

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kChecked = 5;  // losses, or batches of logits, that the two sides compare
 
-std::unique_ptr<nn::Layer> make_model(const json& request) {
+std::unique_ptr<nn::Layer> empty_model(const json& request) {
   const std::string name = request.at("model");
   if (name == "mlp") return std::make_unique<Mlp>();
   if (name == "transformer") return std::make_unique<Encoder>();
@@ -129,9 +129,14 @@ class Inference final : public Job {
 
 }  // namespace
 
+std::unique_ptr<nn::Layer> make_model(const json& request) {
+  std::unique_ptr<nn::Layer> model = empty_model(request);
+  if (request.value("weights", "formula") == "formula") fill_from_formula(*model);
+  return model;
+}
+
 std::unique_ptr<Job> model_job(const json& request) {
   std::unique_ptr<nn::Layer> model = make_model(request);
-  if (request.value("weights", "formula") == "formula") fill_from_formula(*model);
   std::unique_ptr<Batches> batches = make_batches(request);
   const std::string mode = request.at("mode");
   if (mode == "train") return std::make_unique<Training>(std::move(model), std::move(batches));

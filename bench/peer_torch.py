@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import peer_device
 import peer_models
 
 CHECKED = 5  # losses, or batches of logits, that the two sides compare
@@ -204,13 +205,14 @@ def info(threads):
         "cpu_capability": capability,
         "onednn": torch.backends.mkldnn.is_available(),
         "blas": "MKL" if torch.backends.mkl.is_available() else "other",
+        "cuda": peer_device.card(),
         "mib_after_import": round(imported / 2**20),
         "folder": str(pathlib.Path(torch.__file__).parent),
         "lacks": lacks,
     }
 
 
-JOBS = {"model": ModelJob, "op": OpJob, "data": DataJob}
+JOBS = {"model": ModelJob, "device": peer_device.DeviceJob, "op": OpJob, "data": DataJob}
 
 
 def answer(state, request):
@@ -229,7 +231,10 @@ def answer(state, request):
         return {"values": state["job"].run(request["n"])}
     if command == "rss":
         return {"bytes": peak_resident_bytes()}
-    raise ValueError(f"cmd must be one of info, setup, check, run, rss, quit, got {command}")
+    if command == "memory":
+        return peer_device.memory(request.get("reset", False))
+    known = "info, setup, check, run, rss, memory, quit"
+    raise ValueError(f"cmd must be one of {known}, got {command}")
 
 
 def main():

@@ -21,6 +21,12 @@ IMAGE_VARIANTS = (
     "compile+channels_last+fused_adam",
 )
 PLAIN_VARIANTS = ("eager", "fused_adam", "foreach_adam", "compile", "compile+fused_adam")
+EAGER = ("eager", "channels_last", "channels_last+fused_adam")
+GRAPHS = ("channels_last+fused_adam+graph", "channels_last+fused_adam+graph_many")
+COMPILED = tuple(
+    f"channels_last+fused_adam+{word}"
+    for word in ("compile", "compile_reduce_overhead", "compile_max_autotune")
+)
 INFERENCE_VARIANTS = ("eager", "channels_last", "compile", "compile+channels_last")
 DATA_VARIANTS = ("workers_0", "workers_2")
 
@@ -35,6 +41,11 @@ RESNET_TOLERANCE = (1e-4, 2e-2, 0.05, 0.2, 0.25)
 PLAIN_TOLERANCE = (1e-5,)
 # Logits of one forward pass: seen up to 2e-6 of the largest logit between layouts and sides.
 INFERENCE_TOLERANCE = (1e-4,)
+# On a device the convolutions round their inputs to TF32 (10 bits of fraction) or bf16 (7), each in
+# an order of its own: the first loss, a mean over 128 images, gets a few roundings' worth, and Adam
+# amplifies from there as above. Not measured yet.
+TF32_TOLERANCE = (1e-2, 0.05, 0.1, 0.3, 0.4)
+BF16_TOLERANCE = (3e-2, 0.1, 0.2, 0.4, 0.5)
 EXACT = (1e-10,)  # the same numbers summed in another order: seen up to 1e-15
 
 
@@ -43,7 +54,9 @@ class Row:
     name: str
     verb: str
     label: str  # for the plot
-    kind: str  # compare: alternating blocks; memory, startup: fresh processes; kernels: Cairn alone
+    # compare: alternating blocks; memory, startup: fresh processes; kernels: Cairn alone; of verb
+    # gpu, device: alternating windows of steps; device_memory: what those held; job: whole programs
+    kind: str
     unit: str
     request: dict
     must: float | None = None  # of the ratio
@@ -58,6 +71,7 @@ class Row:
     live: int = 0  # parameters an optimizer step moves
     bytes: float = 0.0  # memory read and written for one unit of a higher-is-better figure
     floor: float | None = None  # the time must be within this multiple of the measured floor
+    of: tuple = ()  # device_memory: rows whose processes are asked
 
     def met(self, ratio, floor_multiple=None):
         """What is reached: "aim", "must", "no", "no (floor)", or None where there is no bound."""
@@ -181,6 +195,21 @@ def data(name, label, clock, variants, threads, must, aim):
     )
 
 
+def on_device(name, label, size, channels, precision, variants, must, aim, **more):
+    request = image_request("resnet18", "train", size, channels, 128, more.pop("batches"))
+    request.update(
+        job="device", precision=precision, steps_per_launch=4, window=more.pop("window")
+    )
+    tolerance = TF32_TOLERANCE if precision == "f32" else BF16_TOLERANCE
+    return Row(
+        name, "gpu", label, "device", "ms", request, must, aim, 3, variants, tolerance, **more
+    )
+
+
+def device_memory(name, label, of):
+    return Row(name, "gpu", label, "device_memory", "MiB", {}, 0.7, 0.45, of=of)
+
+
 def kernels(what, label, threads):
     request = {"what": what, "size": 28, "channels": 1, "batch": 128}
     return Row(
@@ -231,6 +260,22 @@ ROWS = (
       for what, label in (("conv", "convolutions of the 28x28 step"),
                           ("gemm", "products of the layers' shapes"))
       for threads in (1, 2)),
+    on_device("gpu_28x28_eager", "step, 28x28, f32 (TF32), against eager", 28, 1, "f32", EAGER,
+              0.2, 0.08, batches=16, window=100),
+    on_device("gpu_28x28_graph", "the same against a CUDA graph captured by hand", 28, 1, "f32",
+              GRAPHS, 0.77, 0.4, batches=16, window=100),
+    Row("gpu_job", "gpu", "10 epochs, process start to accuracy", "job", "s", {"epochs": 10},
+        0.15, 0.05, variants=EAGER[1:]),
+    on_device("gpu_28x28_compile", "the step against torch.compile", 28, 1, "f32", COMPILED,
+              0.67, 0.4, batches=16, window=100),
+    on_device("gpu_28x28_bf16", "step, 28x28, bf16-mixed, against AMP + compile", 28, 1,
+              "bf16-mixed", COMPILED[:2], 0.67, 0.4, batches=16, window=100),
+    on_device("gpu_224x224_bf16", "step, 224x224, bf16-mixed, against AMP + compile", 224, 3,
+              "bf16-mixed", COMPILED[:2], 1.0, 0.85, batches=4, window=8),
+    device_memory("gpu_memory_28x28", "peak device memory, 28x28, f32",
+                  ("gpu_28x28_eager", "gpu_28x28_graph", "gpu_28x28_compile")),
+    device_memory("gpu_memory_224x224", "peak device memory, 224x224, bf16-mixed",
+                  ("gpu_224x224_bf16",)),
 )
 NAMES = tuple(row.name for row in ROWS)
 VERBS = tuple(dict.fromkeys(row.verb for row in ROWS))

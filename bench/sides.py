@@ -4,10 +4,13 @@ A side reads one JSON object per line on stdin and answers each with one on stdo
 "error" is a failure:
 
     {"cmd": "info", "threads": n}     -> {"name": …, and what is worth printing}
-    {"cmd": "setup", "job": "model" | "op" | "data", "threads": n, "variant": …, …}  -> {}
+    {"cmd": "setup", "job": "model" | "device" | "op" | "data", "threads": n, "variant": …, …} -> {}
     {"cmd": "check"}                  -> {"outputs": lists of numbers that both sides must share}
     {"cmd": "run", "n": k}            -> {"values": [k measurements]}
     {"cmd": "rss"}                    -> {"bytes": peak resident size of the process}
+    {"cmd": "memory", "device": name, "reset": bool}
+                                      -> {"reserved": bytes, "allocated": bytes}, the most that the
+                                         allocator held, and tensors used, since the last reset
     {"cmd": "peak", "what": "fma" | "memory"}  -> {"gflops" | "gbytes": [numbers]}   (Cairn only)
     {"cmd": "layers", "what": "conv" | "gemm", …}  -> kernel by kernel                (Cairn only)
     {"cmd": "quit"}                   ends it
@@ -28,6 +31,10 @@ import time
 
 class SideError(Exception):
     """One side could not do what it was asked; the text says which and why."""
+
+
+class LeftOut(SideError):
+    """Not tried, for want of time or because the command line said so."""
 
 
 def cache(name):
