@@ -19,7 +19,7 @@ import sys
 import tarfile
 
 import places
-from parts import DEPENDENCY_FILE, PROGRAMS, TARGETS
+from parts import DEPENDENCY_FILE, PROGRAM_FILE, PROGRAMS, TARGETS
 
 LIMIT = 60 * 2**20
 # Of every system that could run the programs at all.
@@ -102,6 +102,13 @@ def copy_programs(built, folder):
             copy_stripped(pathlib.Path(path).resolve(), folder / place / name)
 
 
+def pack_programs(folder):
+    with tarfile.open(folder / PROGRAM_FILE, "w:xz") as tar:
+        for name in ("bin", "lib"):
+            tar.add(folder / name, name)
+            shutil.rmtree(folder / name)
+
+
 def pack_dependencies(folder):
     """Headers, libraries and CMake files of the distribution's packages, or why there are none."""
     if not shutil.which("dpkg"):
@@ -180,9 +187,10 @@ def main(arguments):
         built = build(architectures)
         prepare(folder)
         copy_programs(built, folder)
+        try_programs(folder)
+        pack_programs(folder)
         problem = pack_dependencies(folder)
         copy_data(folder, options.data)
-        try_programs(folder)
         total = write_manifest(folder, architectures)
     except (BundleError, OSError) as error:
         print(f"gpu-bundle: {error}", file=sys.stderr)

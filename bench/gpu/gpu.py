@@ -71,8 +71,8 @@ def main(arguments):
     output.mkdir(parents=True, exist_ok=True)
     clock, processes = Clock(options.minutes * 60), Processes(output / "log.txt")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
+    run = parts.Run(options, clock, processes)
     try:
-        run = parts.Run(options, clock, processes)
         report = Report(output, describe(run))
         print(f"card: {report.head['card']}", flush=True)
         wanted = [part for part in parts.PARTS
@@ -85,6 +85,7 @@ def main(arguments):
                 parts.start_warming(run)
     finally:
         processes.stop_all()
+        run.scratch.cleanup()
     print("\n" + "\n".join(report.short()))
     print(f"{clock.used():.0f} s; {output}/report.txt and report.json")
     return 1 if report.failed() else 0

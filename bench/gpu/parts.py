@@ -18,7 +18,7 @@ from runner import FAILED, OK, SKIPPED, Part
 
 PROGRAMS = ("cairn", "cairn_bench", "fashion_mnist", "cairn_gpu_tests")
 TARGETS = ("cairn_cli", *PROGRAMS[1:])  # that build them
-DEPENDENCY_FILE = "deps.tar.xz"  # of a bundle
+PROGRAM_FILE, DEPENDENCY_FILE = "programs.tar.xz", "deps.tar.xz"  # of a bundle
 # Seconds at most; the benchmark has what is left.
 BUDGETS = {"build": 300, "ops": 75, "tests": 75, "sanitizer": 60, "training": 45}
 BENCH_RESERVE = 10  # of the end, for the report
@@ -42,6 +42,7 @@ class Run:
         self.libraries = places.find_libraries(self.site)
         self.data = places.find_data(options.data, self.bundle)
         self.programs = None  # the folder they lie in
+        self.scratch = tempfile.TemporaryDirectory(prefix="cairn-gpu-")
         self.warmers = []
         self.table = []
         self.env = self.environment()
@@ -106,12 +107,18 @@ def try_bundle(run):
     built_for = manifest.get("architectures", [])
     if run.card and run.card.architecture not in built_for:
         return f"the bundle is for {', '.join(built_for)}, the card {run.card.architecture}"
-    run.programs = run.bundle / "bin"
+    place = pathlib.Path(run.scratch.name)
+    try:
+        with tarfile.open(run.bundle / PROGRAM_FILE) as tar:
+            tar.extractall(place)
+    except (OSError, tarfile.TarError) as error:
+        return f"the bundle's programs cannot be unpacked ({error})"
+    run.programs = place / "bin"
     problem = starts(run)
-    if problem and (run.bundle / "lib/fallback").is_dir():
+    if problem and (place / "lib/fallback").is_dir():
         # Its own C++ library, where the machine's is missing or older.
         before = dict(run.env)
-        add_path(run.env, "LD_LIBRARY_PATH", str(run.bundle / "lib/fallback"))
+        add_path(run.env, "LD_LIBRARY_PATH", str(place / "lib/fallback"))
         if not starts(run):
             return None
         run.env = before

@@ -9,6 +9,7 @@ import io
 import json
 import pathlib
 import sys
+import tarfile
 import tempfile
 import time
 import unittest
@@ -54,7 +55,8 @@ class Machine:
                  sanitizer=SANITIZER, accuracy=0.9, start=""):
         self.folder, self.card = folder, card
         self.bundle, self.out = folder / "bundle", folder / "out"
-        (self.bundle / "bin").mkdir(parents=True)
+        self.bundle.mkdir()
+        (folder / "bin").mkdir()
         manifest = {"architectures": [architecture], "revision": "pretend"}
         (self.bundle / "manifest.json").write_text(json.dumps(manifest))
         for name in places.DATA_FILES:
@@ -64,9 +66,11 @@ class Machine:
         self.script("fashion_mnist", JOB.replace("ACCURACY", str(accuracy)))
         self.script("cairn_bench", BENCH, sys.executable)
         self.tools = {"compute-sanitizer": self.script("sanitizer", sanitizer)}
+        with tarfile.open(self.bundle / parts.PROGRAM_FILE, "w:xz") as tar:
+            tar.add(folder / "bin", "bin")
 
     def script(self, name, text, interpreter="/bin/sh"):
-        path = self.bundle / "bin" / name
+        path = self.folder / "bin" / name
         path.write_text(f"#!{interpreter}\n{text}\n")
         path.chmod(0o755)
         return str(path)
