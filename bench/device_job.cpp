@@ -1,6 +1,7 @@
 // Training steps of one model on a device, with everything that a fast loop there does: batches
 // that are resident, a step that is captured once and launched as a whole, no value read in
-// between. Invariant: the optimizer steps in the order of the batches, and a measurement starts and
+// between.
+// Invariant: the optimizer steps in the order of the batches, and a measurement starts and
 // ends with an idle device. On the CPU (for trying this out) the same steps run without a graph.
 #include <cairn/cairn.h>
 
@@ -13,8 +14,8 @@
 namespace cairn::bench {
 namespace {
 
-constexpr int kChecked =
-    5;  // losses that the two sides compare: one eager step, then captured ones
+// Losses that the two sides compare: of one eager step, then of captured ones.
+constexpr int kChecked = 5;
 
 class DeviceTraining final : public Job {
  public:
