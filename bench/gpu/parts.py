@@ -4,6 +4,7 @@ Invariant: a part takes at most the seconds that its budget names, needs nothing
 failed but the programs, and answers with one Part, whatever happens.
 """
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ PROGRAM_FILE, DEPENDENCY_FILE = "programs.tar.xz", "deps.tar.xz"  # of a bundle
 # Seconds at most; the benchmark has what is left.
 BUDGETS = {"build": 300, "ops": 75, "tests": 75, "sanitizer": 60, "training": 45}
 BENCH_RESERVE = 10  # of the end, for the report
+OP_PROCESSES = 6
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 SANITIZER_ERROR = 99  # its exit status where it found something
 SANITIZER_OPS = 2  # of a family, the first ones
@@ -183,19 +185,35 @@ def configure_options(run, folder):
 
 
 def ops(run):
+    """The op table in several processes: most of its time is the host's."""
+    names = list(REHEARSAL_OPS) if run.options.rehearse else [op for op, _ in table_of(run)]
+    if not names:
+        return Part("ops", FAILED, "`cairn check --list` named no operator")
+    count = min(OP_PROCESSES, os.cpu_count() or 1, len(names))
     command = [run.program("cairn"), "check", "--device", run.device]
-    if run.options.rehearse:
-        command += REHEARSAL_OPS
-    done = run.execute(command, BUDGETS["ops"])
-    rows = [line for line in done.text.splitlines() if re.search(r" (ok|FAILED)$", line)]
-    bad = [line.split()[0] + " " + line.split()[1] for line in rows if line.endswith("FAILED")]
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        shares = [names[i::count] for i in range(count)]
+        done = list(pool.map(lambda s: run.execute([*command, *s], BUDGETS["ops"]), shares))
+    lines = [line for one in done for line in one.text.splitlines()]
+    rows = [line for line in lines if re.search(r" (ok|FAILED)$", line)]
+    bad = [" ".join(line.split()[:2]) for line in rows if line.endswith("FAILED")]
     details = {"rows": len(rows), "failed": bad}
-    if done.status == 0:
+    failed = [one for one in done if one.status != 0]
+    if not failed:
         return Part("ops", OK, f"{len(rows)} of {len(rows)} rows of the op table", details=details)
     line = f"{len(bad)} of {len(rows)} rows failed" + (f": {', '.join(bad[:6])}" if bad else "")
-    if not bad or done.timed_out:
-        line += f"; {done.why()}"
-    return Part("ops", FAILED, line, details=details, tail=done.tail())
+    stopped = [one for one in failed if one.timed_out or "FAILED" not in one.text]
+    if stopped:
+        line += f"; {len(stopped)} of {count} processes: {stopped[0].why()}"
+    tail = [line for one in failed for line in one.tail()]
+    return Part("ops", FAILED, line, details=details, tail=tail)
+
+
+def table_of(run):
+    """(operator, its row) of the op table."""
+    done = run.execute([run.program("cairn"), "check", "--list"], 20)
+    rows = (line.split() for line in done.text.splitlines())
+    return [(words[0], words) for words in rows if len(words) >= 3]
 
 
 def tests(run):
@@ -214,21 +232,23 @@ def sanitizer(run):
     if not tool:
         return Part("sanitizer", SKIPPED, "compute-sanitizer was not found")
     chosen = sanitizer_ops(run)
-    lines, tails, status = [], [], OK
-    for name in SANITIZERS:
-        done = run.execute(
-            [tool, "--tool", name, "--error-exitcode", str(SANITIZER_ERROR), "--print-limit", "3",
-             run.program("cairn"), "check", *chosen, "--device", run.device, "--dtype", "f32",
-             "--no-cache"],
-            BUDGETS["sanitizer"] / len(SANITIZERS),
-        )
-        verdict, word = sanitizer_verdict(done)
+    checked = [run.program("cairn"), "check", *chosen, "--device", run.device, "--dtype", "f32",
+               "--no-cache"]
+    options = ["--error-exitcode", str(SANITIZER_ERROR), "--print-limit", "3"]
+
+    def examine(name):
+        return run.execute([tool, "--tool", name, *options, *checked], BUDGETS["sanitizer"])
+
+    with concurrent.futures.ThreadPoolExecutor(len(SANITIZERS)) as pool:
+        done = dict(zip(SANITIZERS, pool.map(examine, SANITIZERS)))
+    lines, tails, states = [], [], set()
+    for name, one in done.items():
+        verdict, word = sanitizer_verdict(one)
+        states.add(verdict)
         lines.append(f"{name} {word}")
         if verdict == FAILED:
-            status = FAILED
-            tails += [line for line in done.text.splitlines() if line.startswith("=====")][:TAIL_OF]
-        elif verdict == SKIPPED and status == OK:
-            status = SKIPPED
+            tails += [line for line in one.text.splitlines() if line.startswith("=====")][:TAIL_OF]
+    status = next(state for state in (FAILED, SKIPPED, OK) if state in states)
     line = f"{', '.join(lines)} ({len(chosen)} ops)"
     return Part("sanitizer", status, line, details={"ops": chosen}, tail=tails)
 
@@ -251,12 +271,10 @@ def sanitizer_verdict(done):
 
 def sanitizer_ops(run):
     """The first operators of each family."""
-    done = run.execute([run.program("cairn"), "check", "--list"], 20)
     families = {}
-    for line in done.text.splitlines():
-        words = line.split()
-        if len(words) >= 3 and "f32" in words[2:]:
-            families.setdefault(words[1], []).append(words[0])
+    for op, words in table_of(run):
+        if "f32" in words[2:]:
+            families.setdefault(words[1], []).append(op)
     return [op for names in families.values() for op in names[:SANITIZER_OPS]]
 
 

@@ -10,6 +10,8 @@ import os
 import pathlib
 import signal
 import subprocess
+import tempfile
+import threading
 import time
 
 OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
@@ -54,6 +56,7 @@ class Processes:
         self.log = pathlib.Path(log)
         self.log.write_text("")
         self.running = []
+        self.lock = threading.Lock()
 
     def start(self, command, env=None, cwd=None, output=None):
         process = subprocess.Popen(
@@ -89,17 +92,12 @@ class Processes:
             self.stop(process)
 
     def run(self, command, limit, env=None, cwd=None):
-        """Ends the command after `limit` seconds at most."""
+        """Ends the command after `limit` seconds at most. Threads may call it at once."""
         began = time.monotonic()
-        head = f"\n$ {' '.join(str(word) for word in command)}\n"
-        with open(self.log, "a") as log:
-            log.write(head)
-            log.flush()
-            place = log.tell()
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
             try:
-                process = self.start(command, env, cwd, log)
+                process = self.start(command, env, cwd, output)
             except OSError as error:
-                log.write(f"{error}\n")
                 return Done(None, str(error), 0.0)
             try:
                 status = process.wait(timeout=max(limit, 0.1))
@@ -107,9 +105,10 @@ class Processes:
                 status = None
             finally:
                 self.stop(process)
-        with open(self.log, errors="replace") as log:
-            log.seek(place)
-            text = log.read()
+                output.seek(0)
+                text = output.read()
+                with self.lock, open(self.log, "a") as log:
+                    log.write(f"\n$ {' '.join(str(word) for word in command)}\n{text}")
         return Done(status, text, time.monotonic() - began, status is None)
 
 

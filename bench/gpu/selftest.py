@@ -24,7 +24,9 @@ CHECK = """
 case "$1 $2" in
   "info "*) echo Cairn ;;
   "check --list") printf 'relu elementwise f64 f32\\nadd elementwise f32\\nsoftmax loss f32\\n' ;;
-  *) printf 'relu f32 cuda:0 3 ok\\n%s\\n' 'add f32 cuda:0 3 STATE' ; [ STATE = ok ] ;;
+  *) for op in relu add softmax; do case " $* " in *" $op "*)
+       [ $op = add ] && state=STATE || state=ok
+       echo "$op f32 cuda:0 3 $state"; [ $state = ok ] || bad=1 ;; esac; done; exit $bad ;;
 esac
 """
 JOB = """
@@ -117,7 +119,7 @@ class GpuTest(unittest.TestCase):
         status, report, found = self.run_on()
         self.assertEqual(set(self.states(found).values()), {"ok"}, found)
         self.assertEqual(status, 0)
-        self.assertEqual(found["ops"]["details"], {"rows": 2, "failed": []})
+        self.assertEqual(found["ops"]["details"], {"rows": 3, "failed": []})
         self.assertEqual(found["sanitizer"]["details"]["ops"], ["relu", "add", "softmax"])
         rows = {row["row"]: row for row in found["bench"]["details"]["rows"]}
         self.assertEqual(rows["gpu_28x28_eager"]["cairn"], 0.5)
@@ -127,7 +129,7 @@ class GpuTest(unittest.TestCase):
         status, _, found = self.run_on(state="FAILED")
         self.assertEqual(status, 1)
         self.assertEqual(found["ops"]["status"], "FAILED")
-        self.assertIn("1 of 2 rows failed: add f32", found["ops"]["line"])
+        self.assertIn("1 of 3 rows failed: add f32", found["ops"]["line"])
         self.assertEqual(found["tests"]["status"], "ok")
         self.assertEqual(found["training"]["status"], "ok")
 
