@@ -39,6 +39,9 @@ def parse(arguments):
     options = parser.parse_args(arguments)
     if options.bundle and not os.path.isdir(options.bundle):
         parser.error(f"--bundle must be a folder, got {options.bundle}")
+    if options.data and not places.holds_data(options.data):
+        parser.error(f"--data must hold {', '.join(places.DATA_FILES)} (plain or .gz), "
+                     f"got {options.data}")
     if options.minutes <= 0:
         parser.error(f"--minutes must be above 0, got {options.minutes}")
     return options

@@ -118,12 +118,11 @@ def try_bundle(run):
     run.programs = place / "bin"
     problem = starts(run)
     if problem and (place / "lib/fallback").is_dir():
-        # Its own C++ library, where the machine's is missing or older.
-        before = dict(run.env)
-        add_path(run.env, "LD_LIBRARY_PATH", str(place / "lib/fallback"))
-        if not starts(run):
-            return None
-        run.env = before
+        # Its own C++ library, where the machine's is missing or older: beside the other libraries
+        # the programs find it, and PyTorch does not.
+        for library in (place / "lib/fallback").iterdir():
+            library.rename(place / "lib" / library.name)
+        problem = starts(run)
     if problem:
         run.programs = None
     return problem

@@ -54,7 +54,7 @@ class Machine:
     """A machine that has what its arguments say, and a bundle with pretending programs."""
 
     def __init__(self, folder, card=CARD, architecture="90", state="ok", tests=TESTS,
-                 sanitizer=SANITIZER, accuracy=0.9, start=""):
+                 sanitizer=SANITIZER, accuracy=0.9, start="", fallback=None):
         self.folder, self.card = folder, card
         self.bundle, self.out = folder / "bundle", folder / "out"
         self.bundle.mkdir()
@@ -70,6 +70,8 @@ class Machine:
         self.tools = {"compute-sanitizer": self.script("sanitizer", sanitizer)}
         with tarfile.open(self.bundle / parts.PROGRAM_FILE, "w:xz") as tar:
             tar.add(folder / "bin", "bin")
+            if fallback:
+                tar.add(folder / "bin/cairn", f"lib/fallback/{fallback}")
 
     def script(self, name, text, interpreter="/bin/sh"):
         path = self.folder / "bin" / name
@@ -174,6 +176,11 @@ class GpuTest(unittest.TestCase):
         status, _, found = self.run_on("--part", "ops", start="echo no GLIBC_9.9; exit 1\n")
         self.assertEqual(status, 1)
         self.assertIn("cairn does not start (status 1: no GLIBC_9.9)", found["build"]["line"])
+
+    def test_the_bundles_own_libraries_are_a_second_try(self):
+        need = '[ -f "$(dirname "$0")/../lib/libstdc++.so.6" ] || exit 1\n'
+        status, _, found = self.run_on("--part", "ops", start=need, fallback="libstdc++.so.6")
+        self.assertEqual((status, found["build"]["status"]), (0, "ok"), found)
 
     def test_when_no_time_is_left_the_rest_is_skipped(self):
         status, _, found = self.run_on("--minutes", "0.01")
