@@ -7,6 +7,7 @@
 
 #include "bench/batches.h"
 #include "bench/jobs.h"
+#include "cairn/autograd/autocast.h"
 #include "cairn/tensor/capture.h"
 #include "cairn/tensor/cuda.h"
 #include "cairn/tensor/raw.h"
@@ -21,13 +22,14 @@ class DeviceTraining final : public Job {
  public:
   explicit DeviceTraining(const json& request)
       : device_(request.at("device").get<std::string>()),
+        half_(request.at("precision") == "bf16-mixed"),
         batch_(request.at("batch")),
         batches_(request.at("batches")),
         per_launch_(request.at("steps_per_launch")),
         window_(request.at("window")),
         model_(make_model(request)) {
-    check(request.at("precision") == "f32", "setup: precision must be f32, got ",
-          request.at("precision").dump());
+    check(half_ || request.at("precision") == "f32",
+          "setup: precision must be f32 or bf16-mixed, got ", request.at("precision").dump());
     check((kChecked - 1) % per_launch_ == 0 && window_ % per_launch_ == 0,
           "setup: steps_per_launch must divide ", kChecked - 1, " and the window ", window_,
           ", got ", per_launch_);
@@ -95,8 +97,12 @@ class DeviceTraining final : public Job {
 
   Tensor step(const Tensor& inputs, const Tensor& targets, int64_t index) {
     optimizer_->zero_grad();
-    Tensor loss =
-        cross_entropy(model_->forward(slice_of(inputs, index, 1)), slice_of(targets, index, 1));
+    Tensor loss;
+    {
+      const Autocast cast(DType::bf16, half_);
+      loss =
+          cross_entropy(model_->forward(slice_of(inputs, index, 1)), slice_of(targets, index, 1));
+    }
     backward(loss);
     optimizer_->step();
     return loss;
@@ -125,6 +131,7 @@ class DeviceTraining final : public Job {
   }
 
   Device device_;
+  bool half_;
   int64_t batch_, batches_, per_launch_, window_;
   std::unique_ptr<nn::Layer> model_;
   std::unique_ptr<optim::Optimizer> optimizer_;
