@@ -138,8 +138,10 @@ bool DnnGraph::allowed(const Descriptor& config) const {
     return std::find(notes.begin(), notes.begin() + count, note) != notes.begin() + count;
   };
   if (problem_.deterministic && has(CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)) return false;
+  // Engines that read f32 as TF32 are not always noted as converting: those of Hopper say no more
+  // than that they use tensor cores, which have no f32.
   if (problem_.dtype == DType::f32 && !problem_.tf32 &&
-      has(CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS))
+      (has(CUDNN_NUMERICAL_NOTE_TENSOR_CORE) || has(CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)))
     return false;
   // Sums of 16-bit products are promised in f32.
   return !has(CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION);

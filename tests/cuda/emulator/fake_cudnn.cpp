@@ -122,14 +122,10 @@ const std::vector<Engine>& engines() {
   static const std::vector<Engine> all{
       {kHugeEngine, {}, int64_t{1} << 40, false},
       {kChanceEngine,
-       {CUDNN_NUMERICAL_NOTE_TENSOR_CORE, CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS,
-        CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC},
+       {CUDNN_NUMERICAL_NOTE_TENSOR_CORE, CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC},
        0,
        false},
-      {kTensorEngine,
-       {CUDNN_NUMERICAL_NOTE_TENSOR_CORE, CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS},
-       3000,
-       true},
+      {kTensorEngine, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, 3000, true},
       {kExactEngine, {}, 0, false},
       {kFallbackEngine, {}, 16, false}};
   return all;
@@ -403,8 +399,8 @@ cudnnStatus_t execute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
                             : nullptr;
   if (workspace > 0 && scratch == nullptr) return refuse("workspace must be given");
   const auto& notes = engine_at(index)->notes;
-  const bool rounds = std::find(notes.begin(), notes.end(),
-                                CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS) != notes.end();
+  const bool rounds =
+      std::find(notes.begin(), notes.end(), CUDNN_NUMERICAL_NOTE_TENSOR_CORE) != notes.end();
   ++log.executions;
   log.last_engine = index;
   enqueue(reinterpret_cast<Handle*>(handle)->stream, [op, found, rounds, scratch, workspace] {
