@@ -90,9 +90,11 @@ Names names_of(ConvKind kind) {
 
 }  // namespace
 
-DnnGraph::DnnGraph(const DnnApi& api, cudnnHandle_t handle, const DnnProblem& problem)
+DnnGraph::DnnGraph(const DnnApi& api, cudnnHandle_t handle, const DnnProblem& problem,
+                   const Descriptor* properties)
     : api_(api),
       handle_(handle),
+      properties_(properties),
       problem_(problem),
       graph_(api, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR) {
   const ConvShape& s = problem.shape;
@@ -119,6 +121,7 @@ std::vector<Descriptor> DnnGraph::recommended(cudnnBackendHeurMode_t mode) const
   Descriptor heuristics(api_, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
   heuristics.set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph_)
       .set(CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, mode);
+  if (properties_ != nullptr) heuristics.set(CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, *properties_);
   if (!heuristics.try_finalize()) return {};
   const int64_t count =
       heuristics.read(CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
@@ -166,8 +169,11 @@ PlanChoice DnnGraph::choice_of(const Descriptor& config) const {
 std::unique_ptr<DnnGraph::Plan> DnnGraph::build(Descriptor config,
                                                 std::vector<Descriptor> parts) const {
   Descriptor plan(api_, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
-  plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, handle_)
-      .set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
+  plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
+  if (properties_ != nullptr)
+    plan.set(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, *properties_);
+  else
+    plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, handle_);
   if (!plan.try_finalize()) return nullptr;
   const auto workspace =
       plan.read_one<int64_t>(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64);
@@ -181,8 +187,9 @@ std::unique_ptr<DnnGraph::Plan> DnnGraph::build(const PlanChoice& choice) const 
   try {
     Descriptor engine(api_, CUDNN_BACKEND_ENGINE_DESCRIPTOR);
     engine.set(CUDNN_ATTR_ENGINE_OPERATION_GRAPH, graph_)
-        .set(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, choice.engine)
-        .finalize();
+        .set(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, choice.engine);
+    if (properties_ != nullptr) engine.set(CUDNN_ATTR_ENGINE_DEVICEPROP, *properties_);
+    engine.finalize();
     std::vector<Descriptor> knobs;
     std::vector<cudnnBackendDescriptor_t> handles;
     for (const auto& [type, value] : choice.knobs) {

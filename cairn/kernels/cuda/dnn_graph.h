@@ -26,8 +26,10 @@ struct DnnProblem {
 
 class DnnGraph {
  public:
-  // `handle` may be null for a graph that is only to be checked.
-  DnnGraph(const DnnApi& api, cudnnHandle_t handle, const DnnProblem& problem);
+  // Without a handle nothing can run; with `properties`, a finalised DEVICEPROP descriptor that
+  // outlives the graph, plans can still be made, for a device that need not be there.
+  DnnGraph(const DnnApi& api, cudnnHandle_t handle, const DnnProblem& problem,
+           const Descriptor* properties = nullptr);
 
   // Configurations that heuristics recommend, best first; empty where they know none.
   std::vector<Descriptor> recommended(cudnnBackendHeurMode_t mode) const;
@@ -47,6 +49,7 @@ class DnnGraph {
  private:
   const DnnApi& api_;
   cudnnHandle_t handle_;
+  const Descriptor* properties_;
   DnnProblem problem_;
   std::vector<Descriptor> parts_;
   Descriptor graph_;
