@@ -64,7 +64,7 @@ TEST_CASE("cuda: rows are picked in every width, and wrong indices read nothing"
 }
 
 TEST_CASE("cuda: rows that several indices name are added in order") {
-  for (DType dtype : {DType::f32, DType::f64, DType::bf16})
+  for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
     for (int64_t count : {1, 2, 33, 300, 5000}) {
       if (count == 5000 && dtype != DType::f32) continue;
       for (DType index_dtype : {DType::i64, DType::i32}) {
@@ -77,7 +77,7 @@ TEST_CASE("cuda: rows that several indices name are added in order") {
           return dx;
         };
         // The halves are rounded once there and after every addition here.
-        same_on_device({g, index}, body, dtype == DType::bf16 ? 0.3 : 0);
+        same_on_device({g, index}, body, item_size(dtype) == 2 ? 0.3 : 0);
       }
     }
 }
@@ -139,8 +139,8 @@ TEST_CASE("cuda: gather and scatter_add, short lines and long ones") {
 }
 
 TEST_CASE("cuda: rows are sorted stably, with NaN, ties and both zeros") {
-  for (DType dtype :
-       {DType::f32, DType::bf16, DType::i64, DType::i32, DType::u8, DType::boolean, DType::f64})
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16, DType::i64, DType::i32, DType::u8,
+                      DType::boolean, DType::f64})
     for (int64_t n : {1, 2, 5, 33, 257, 1000})
       for (bool descending : {false, true}) {
         Tensor x = raw::to(picks({3, n}, 9), dtype);
