@@ -116,7 +116,7 @@ struct DataLoader::Impl {
     return BatchSampler(std::move(sampler), options.batch_size, options.drop_last);
   }
 
-  void start() {
+  void start(bool makes_batches = true) {
     stop();
     if (running) {  // the last epoch was left early
       ++epoch;
@@ -135,7 +135,7 @@ struct DataLoader::Impl {
               samples, "), got ", index);
     const auto count = static_cast<int64_t>(recipe->batches.size());
     check(done <= count, kOp, ": batches_done must be at most ", count, ", got ", done);
-    if (options.num_workers > 0 && done < count)
+    if (makes_batches && options.num_workers > 0 && done < count)
       prefetcher = std::make_unique<Prefetcher>(
           [recipe = recipe](int64_t batch) { return recipe->make(batch); },
           Prefetcher::Options{.first = done,
@@ -198,6 +198,20 @@ DataLoader& DataLoader::operator=(DataLoader&&) noexcept = default;
 DataLoader::Iterator DataLoader::begin() {
   impl_->start();
   return Iterator(impl_.get(), impl_->run);
+}
+
+const std::vector<std::vector<int64_t>>& DataLoader::begin_indices() {
+  impl_->start(false);
+  return impl_->recipe->batches;
+}
+
+void DataLoader::pass(int64_t batches) {
+  check(impl_->running && impl_->recipe != nullptr, kOp,
+        ": pass must follow begin_indices, got none");
+  const auto left = static_cast<int64_t>(impl_->recipe->batches.size()) - impl_->done;
+  check(batches >= 0 && batches <= left, kOp, ": pass must be of 0 to the ", left,
+        " batches that are left, got ", batches);
+  impl_->done += batches;
 }
 
 int64_t DataLoader::size() const { return impl_->batch_sampler().size(); }

@@ -9,6 +9,7 @@
 #include <iterator>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "cairn/data/batch.h"
 #include "cairn/data/dataset.h"
@@ -59,6 +60,13 @@ class DataLoader {
   // the sample. It ends the iterator; load_state(state()) and begin() try the failed batch again.
   Iterator begin();
   std::default_sentinel_t end() const { return {}; }
+
+  // Starts an epoch as begin() does, for a consumer that makes the batches itself, say from a copy
+  // of the dataset on a GPU: the samples of all the epoch's batches. The first state().batches_done
+  // of them are done. Valid until the next begin() or set_epoch().
+  const std::vector<std::vector<int64_t>>& begin_indices();
+  // Such a consumer has made the next `batches` ones; state() counts them.
+  void pass(int64_t batches);
 
   // Number of batches in an epoch.
   int64_t size() const;

@@ -62,6 +62,9 @@ class TensorDataset : public Dataset {
   Sample get(int64_t index) const override;
   bool collate(std::span<const int64_t> indices, const DrawKey& key, Batch& batch) const override;
 
+  const Tensor& input() const { return input_; }
+  const Tensor& target() const { return target_; }
+
  private:
   Tensor input_;
   Tensor target_;
@@ -79,6 +82,9 @@ class Subset : public Dataset {
   Sample get(int64_t index) const override;
   Sample get_random(int64_t index, const DrawKey& key) const override;
   bool collate(std::span<const int64_t> indices, const DrawKey& key, Batch& batch) const override;
+
+  const Dataset& dataset() const { return *dataset_; }
+  const std::vector<int64_t>& indices() const { return indices_; }
 
  private:
   std::shared_ptr<const Dataset> dataset_;

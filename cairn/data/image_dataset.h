@@ -30,6 +30,8 @@ class ImageDataset : public Dataset {
 
   const Tensor& images() const { return images_; }
   const Tensor& targets() const { return targets_; }
+  // What each byte becomes, where batches come from the table; else null.
+  const ByteTable* table() const { return table_.get(); }
   // Names in label order; empty where none were given.
   const std::vector<std::string>& classes() const { return classes_; }
 

@@ -38,15 +38,16 @@ class Callback {
 
   virtual void on_train_start(Trainer&, TrainingModule&) {}
   virtual void on_train_epoch_start(Trainer&, TrainingModule&) {}
-  virtual void on_train_batch_start(Trainer&, TrainingModule&, const Batch&,
-                                    int64_t /*batch_idx*/) {}
-  virtual void on_before_zero_grad(Trainer&, TrainingModule&, optim::Optimizer&) {}
-  virtual void on_before_backward(Trainer&, TrainingModule&, const Tensor& /*loss*/) {}
-  virtual void on_after_backward(Trainer&, TrainingModule&) {}
-  virtual void on_before_optimizer_step(Trainer&, TrainingModule&, optim::Optimizer&) {}
-  // `loss` is what training_step returned; undefined for a skipped batch.
-  virtual void on_train_batch_end(Trainer&, TrainingModule&, const Tensor& /*loss*/, const Batch&,
-                                  int64_t /*batch_idx*/) {}
+  // These six lie in or around a step; see needs_batch.
+  virtual void on_train_batch_start(Trainer&, TrainingModule&, const Batch&, int64_t batch_idx);
+  virtual void on_before_zero_grad(Trainer&, TrainingModule&, optim::Optimizer&);
+  virtual void on_before_backward(Trainer&, TrainingModule&, const Tensor& loss);
+  virtual void on_after_backward(Trainer&, TrainingModule&);
+  virtual void on_before_optimizer_step(Trainer&, TrainingModule&, optim::Optimizer&);
+  // `loss` is what training_step returned; undefined for a skipped batch. A batch's tensors may be
+  // used for the next one: keep a copy.
+  virtual void on_train_batch_end(Trainer&, TrainingModule&, const Tensor& loss, const Batch&,
+                                  int64_t batch_idx);
 
   virtual void on_validation_start(Trainer&, TrainingModule&) {}
   virtual void on_validation_epoch_start(Trainer&, TrainingModule&) {}
@@ -91,6 +92,11 @@ class Callback {
 
   // Under this name the state lies in a checkpoint. Callbacks with a state must differ in it.
   virtual std::string state_key() const;
+  // On a GPU several steps may be launched as one. Asked before training batch `batch_idx` of a
+  // callback that has hooks in or around a step. true: all of them are called, each in its place,
+  // so a callback with hooks inside the step has it run function by function. false: those inside
+  // the step are left out, and those around it may come late, with tensors of a later batch.
+  virtual bool needs_batch(const Trainer&, int64_t batch_idx) const;
   // Checkpoint callbacks are called last, so that they see what the others logged.
   virtual bool is_checkpoint() const { return false; }
 };

@@ -4,12 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+
+#include "cairn/kernels/feed.h"
+#include "cairn/tensor/raw.h"
 
 namespace cairn::trainer {
 namespace {
-
-// Values of a device wait here before they are read, so that reading is rare.
-constexpr size_t kMaxPending = 256;
 
 const char* name_of_reduce(Reduce r) {
   switch (r) {
@@ -31,7 +32,60 @@ Reduce parse_reduce(const std::string& text) {
   fail("metrics: reduce_fx must be mean, sum, min or max, got ", text);
 }
 
+kernels::Running running_of(Reduce r) {
+  switch (r) {
+    case Reduce::mean:
+      return kernels::Running::weighted_sum;
+    case Reduce::sum:
+      return kernels::Running::sum;
+    case Reduce::min:
+      return kernels::Running::min;
+    case Reduce::max:
+      return kernels::Running::max;
+  }
+  return kernels::Running::weighted_sum;
+}
+
+// What changes no value it is combined with.
+double start_of(Reduce r) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  return r == Reduce::min ? kInfinity : r == Reduce::max ? -kInfinity : 0;
+}
+
 }  // namespace
+
+struct MetricStore::Entry {
+  std::string name;
+  std::string hook;
+  bool evaluating = false;
+  bool on_step = false;
+  bool on_epoch = false;
+  bool prog_bar = false;
+  bool logger = true;
+  Reduce reduce = Reduce::mean;
+  bool restored = false;  // from a checkpoint: its first call may change the options
+  // epoch accumulation
+  double total = 0;
+  double weight = 0;
+  Tensor on_device;    // f64 0-d; where it is defined, `total` follows it when somebody asks
+  bool ahead = false;  // it has what `total` has not
+  // the batch's value
+  bool fresh = false;
+  LazyScalar last;
+  LazyScalar* step_slot = nullptr;  // in published_, which never moves its nodes
+  LazyScalar* plain_slot = nullptr;
+  LazyScalar* bar_slot = nullptr;
+};
+
+MetricStore::MetricStore() = default;
+MetricStore::~MetricStore() = default;
+
+std::string MetricStore::step_name(const Entry& e) {
+  return e.on_epoch ? e.name + "_step" : e.name;
+}
+std::string MetricStore::epoch_name(const Entry& e) {
+  return e.on_step ? e.name + "_epoch" : e.name;
+}
 
 void MetricStore::log(std::string_view name, const Tensor& value, const LogOptions& options) {
   check(value.defined(), "log: value of '", name, "' must be a tensor, got an undefined one");
@@ -60,24 +114,42 @@ void MetricStore::log_value(std::string_view name, const T& value, const LogOpti
         "' must be positive, got ", options.batch_size.value_or(1));
 
   Entry& entry = entry_of(name, on_step, on_epoch, options);
-  entry.fresh = true;
-  if (on_step) {
-    entry.last = LazyScalar(value);
-    *entry.step_slot = entry.last;
-    if (entry.plain_slot != nullptr) *entry.plain_slot = entry.last;
-    if (entry.bar_slot != nullptr) *entry.bar_slot = entry.last;
-  }
-  if (!on_epoch) return;
   const auto weight =
       static_cast<double>(options.batch_size.value_or(std::max<int64_t>(context.batch_size, 1)));
-  if constexpr (std::is_same_v<T, double>) {
-    add(entry, value, weight);
-  } else if (value.device().type == DeviceType::cpu) {
-    add(entry, value.template item<double>(), weight);
-  } else {
-    entry.pending.emplace_back(value, weight);
-    if (entry.pending.size() >= kMaxPending) fold(entry);
+  if constexpr (std::is_same_v<T, Tensor>) {
+    if (value.device().type != DeviceType::cpu) {
+      if (on_epoch) add_on_device(entry, value, weight);
+      const Record record{&entry, value, weight};
+      return recording_ != nullptr ? recording_->push_back(record) : replay(record);
+    }
   }
+  check(recording_ == nullptr, "log: '", name,
+        "' must be a tensor of the device in a captured step, got a number of the host");
+  entry.fresh = true;
+  if (on_step) set_last(entry, LazyScalar(value));
+  if (!on_epoch) return;
+  if constexpr (std::is_same_v<T, double>)
+    add(entry, value, weight);
+  else
+    add(entry, value.template item<double>(), weight);
+}
+
+void MetricStore::set_last(Entry& entry, const LazyScalar& value) {
+  entry.last = value;
+  *entry.step_slot = value;
+  if (entry.plain_slot != nullptr) *entry.plain_slot = value;
+  if (entry.bar_slot != nullptr) *entry.bar_slot = value;
+}
+
+void MetricStore::start_recording(std::vector<Record>& records) { recording_ = &records; }
+
+void MetricStore::replay(const Record& record) {
+  Entry& entry = *record.entry;
+  entry.fresh = true;
+  if (entry.on_step) set_last(entry, LazyScalar(record.value));
+  if (!entry.on_epoch) return;
+  entry.weight += record.weight;
+  entry.ahead = true;
 }
 
 MetricStore::Entry& MetricStore::entry_of(std::string_view name, bool on_step, bool on_epoch,
@@ -116,6 +188,7 @@ void MetricStore::set_levels(Entry& e, bool on_step, bool on_epoch, bool prog_ba
 }
 
 void MetricStore::add(Entry& e, double value, double weight) {
+  fold(e);
   const bool first = e.weight == 0;
   switch (e.reduce) {
     case Reduce::mean:
@@ -132,11 +205,32 @@ void MetricStore::add(Entry& e, double value, double weight) {
       break;
   }
   e.weight += weight;
+  if (e.on_device.defined()) raw::fill_(e.on_device, e.total);
+}
+
+// A kernel adds to the total where the values are. The total is made by the first value; what the
+// entry already has (a resumed epoch's) goes there too.
+void MetricStore::add_on_device(Entry& e, const Tensor& value, double weight) {
+  const Device device = value.device();
+  if (!e.on_device.defined() || e.on_device.device() != device) {
+    check(recording_ == nullptr, "log: '", e.name,
+          "' must be logged by every step to be captured, got a step that is the first");
+    fold(e);
+    e.on_device = full({}, e.weight > 0 ? e.total : start_of(e.reduce), {DType::f64, device});
+  }
+  kernels::accumulate(device, e.on_device, value, running_of(e.reduce), weight);
+}
+
+// An empty accumulation.
+void MetricStore::reset(Entry& e) {
+  e.total = e.weight = 0;
+  e.ahead = false;
+  if (e.on_device.defined()) raw::fill_(e.on_device, start_of(e.reduce));
 }
 
 void MetricStore::fold(Entry& e) {
-  for (const auto& [value, weight] : e.pending) add(e, value.item<double>(), weight);
-  e.pending.clear();
+  if (e.ahead) e.total = e.on_device.item<double>();
+  e.ahead = false;
 }
 
 double MetricStore::epoch_value(Entry& e) {
@@ -147,8 +241,7 @@ double MetricStore::epoch_value(Entry& e) {
 void MetricStore::begin_epoch(bool evaluating) {
   for (const auto& e : entries_) {
     if (e->evaluating != evaluating) continue;
-    e->total = e->weight = 0;
-    e->pending.clear();
+    reset(*e);
     e->fresh = false;
   }
 }

@@ -1,7 +1,7 @@
 // What log() keeps: values of the running step, means over the running epoch, and the three
 // dictionaries that callbacks, loggers and the progress bar read.
 // Invariant: logging a tensor reads nothing from its device; a value is read when somebody asks.
-// (Memory of the CPU is read at once for epoch means: that waits for nobody.)
+// Epoch means are summed where the values are: on the CPU at once, on a device by a kernel.
 #pragma once
 
 #include <cstdint>
@@ -53,6 +53,9 @@ class LazyScalar {
 
 class MetricStore {
  public:
+  MetricStore();
+  ~MetricStore();
+
   // Where log() is being called from. `batch_size` 0: not in a batch.
   struct Context {
     Hook hook{"", LogRule::never};
@@ -65,6 +68,21 @@ class MetricStore {
   // a level the hook does not have, and options that differ from an earlier call of the same name.
   void log(std::string_view name, const Tensor& value, const LogOptions& options);
   void log(std::string_view name, double value, const LogOptions& options);
+
+  struct Entry;
+  // What one log() of a captured step did, to be done again at every launch.
+  struct Record {
+    Entry* entry = nullptr;
+    Tensor value;  // a launch writes it anew
+    double weight = 0;
+  };
+  // From here to stop_recording(), log() only notes what it would do, and the kernels it calls are
+  // part of a captured step: it throws for values of the host, and for names that no earlier step
+  // logged.
+  void start_recording(std::vector<Record>& records);
+  void stop_recording() { recording_ = nullptr; }
+  bool recording() const { return recording_ != nullptr; }
+  void replay(const Record& record);
 
   // Forgets the epoch's accumulations of the training (or evaluation) side.
   void begin_epoch(bool evaluating);
@@ -94,42 +112,24 @@ class MetricStore {
   void load_state(const State& state);
 
  private:
-  struct Entry {
-    std::string name;
-    std::string hook;
-    bool evaluating = false;
-    bool on_step = false;
-    bool on_epoch = false;
-    bool prog_bar = false;
-    bool logger = true;
-    Reduce reduce = Reduce::mean;
-    bool restored = false;  // from a checkpoint: its first call may change the options
-    // epoch accumulation
-    double total = 0;
-    double weight = 0;
-    std::vector<std::pair<Tensor, double>> pending;  // on a device, not yet read
-    // the batch's value
-    bool fresh = false;
-    LazyScalar last;
-    LazyScalar* step_slot = nullptr;  // in published_, which never moves its nodes
-    LazyScalar* plain_slot = nullptr;
-    LazyScalar* bar_slot = nullptr;
-  };
-
   template <class T>
   void log_value(std::string_view name, const T& value, const LogOptions& options);
   Entry& entry_of(std::string_view name, bool on_step, bool on_epoch, const LogOptions& options);
   void set_levels(Entry& entry, bool on_step, bool on_epoch, bool prog_bar, bool logger);
+  static void set_last(Entry& entry, const LazyScalar& value);
   static void add(Entry& entry, double value, double weight);
+  void add_on_device(Entry& entry, const Tensor& value, double weight);
+  static void reset(Entry& entry);
   static void fold(Entry& entry);
   static double epoch_value(Entry& entry);
-  static std::string step_name(const Entry& e) { return e.on_epoch ? e.name + "_step" : e.name; }
-  static std::string epoch_name(const Entry& e) { return e.on_step ? e.name + "_epoch" : e.name; }
+  static std::string step_name(const Entry& e);
+  static std::string epoch_name(const Entry& e);
 
   std::vector<std::unique_ptr<Entry>> entries_;
   std::map<std::string, LazyScalar> published_;
   std::map<std::string, LazyScalar> bar_;
   Metrics logged_;
+  std::vector<Record>* recording_ = nullptr;
 };
 
 }  // namespace cairn::trainer

@@ -35,6 +35,18 @@ Batch TrainingModule::transfer_batch_to_device(const Batch& batch, Device device
   return {moved(batch.input), moved(batch.target)};
 }
 
+// Not inline: overrides.h compares their addresses.
+void TrainingModule::on_before_batch_transfer(Batch&) {}
+void TrainingModule::on_after_batch_transfer(Batch&) {}
+EpochControl TrainingModule::on_train_batch_start(const Batch&, int64_t) {
+  return EpochControl::proceed;
+}
+void TrainingModule::on_before_zero_grad(optim::Optimizer&) {}
+void TrainingModule::on_before_backward(const Tensor&) {}
+void TrainingModule::on_after_backward() {}
+void TrainingModule::on_before_optimizer_step(optim::Optimizer&) {}
+void TrainingModule::on_train_batch_end(const Tensor&, const Batch&, int64_t) {}
+
 void TrainingModule::optimizer_zero_grad(optim::Optimizer& optimizer) { optimizer.zero_grad(); }
 
 void TrainingModule::configure_gradient_clipping(optim::Optimizer& optimizer,
@@ -99,6 +111,7 @@ void TrainingModule::save_hyperparameters(State values) {
 
 Trainer& TrainingModule::trainer() const {
   check(trainer_ != nullptr, "trainer: model must be run by a trainer");
+  check(!metrics_->recording(), "trainer: a captured step must not ask for the trainer's state");
   return *trainer_;
 }
 int64_t TrainingModule::current_epoch() const { return trainer().current_epoch(); }

@@ -56,22 +56,20 @@ class TrainingModule : public nn::Module {
   virtual void on_sanity_check_end() {}
   virtual void on_train_start() {}
   virtual void on_train_epoch_start() {}
-  virtual void on_before_batch_transfer(Batch&) {}
+  virtual void on_before_batch_transfer(Batch&);
   // Moves the batch; the default moves its tensors.
   virtual Batch transfer_batch_to_device(const Batch& batch, Device device);
-  virtual void on_after_batch_transfer(Batch&) {}
-  virtual EpochControl on_train_batch_start(const Batch&, int64_t /*batch_idx*/) {
-    return EpochControl::proceed;
-  }
-  virtual void on_before_zero_grad(optim::Optimizer&) {}
+  virtual void on_after_batch_transfer(Batch&);
+  virtual EpochControl on_train_batch_start(const Batch&, int64_t batch_idx);
+  virtual void on_before_zero_grad(optim::Optimizer&);
   virtual void optimizer_zero_grad(optim::Optimizer& optimizer);
-  virtual void on_before_backward(const Tensor& /*loss*/) {}
-  virtual void on_after_backward() {}
-  virtual void on_before_optimizer_step(optim::Optimizer&) {}
+  virtual void on_before_backward(const Tensor& loss);
+  virtual void on_after_backward();
+  virtual void on_before_optimizer_step(optim::Optimizer&);
   // The default calls clip_gradients with the trainer's gradient_clip_val and algorithm.
   virtual void configure_gradient_clipping(optim::Optimizer& optimizer, std::optional<double> value,
                                            const std::string& algorithm);
-  virtual void on_train_batch_end(const Tensor& /*loss*/, const Batch&, int64_t /*batch_idx*/) {}
+  virtual void on_train_batch_end(const Tensor& loss, const Batch&, int64_t batch_idx);
 
   // Around validation inside fit. The defaults clear gradients, switch everything to evaluation
   // mode and give every submodule its own mode back.
@@ -129,7 +127,8 @@ class TrainingModule : public nn::Module {
   void clip_gradients(optim::Optimizer& optimizer, std::optional<double> value,
                       const std::string& algorithm);
 
-  // The trainer that runs this module; throws Error while none does.
+  // The trainer that runs this module; throws Error while none does, and inside a step that is
+  // being captured, whose launches would not see what changes (TrainerOptions::capture_steps).
   Trainer& trainer() const;
   int64_t current_epoch() const;
   int64_t global_step() const;

@@ -412,3 +412,28 @@ TEST_CASE("data: batches reuse the memory of their predecessors") {
     CHECK(memory_stats().system_allocations - before <= (workers == 0 ? 0 : 2 * 7));
   }
 }
+
+TEST_CASE("data: a consumer that makes the batches itself gets their indices and keeps the place") {
+  const data::ImageDataset set = random_images();
+  const DataLoaderOptions options{.batch_size = 5, .shuffle = true, .num_workers = 2, .seed = 9};
+  DataLoader loader(set, options), twin(set, options);
+  std::vector<int64_t> order;
+  for (int64_t epoch = 0; epoch < 2; ++epoch) {
+    loader.set_epoch(epoch);
+    twin.set_epoch(epoch);
+    order.clear();
+    for (const auto& batch : loader.begin_indices())
+      order.insert(order.end(), batch.begin(), batch.end());
+    CHECK(order == targets_of(epoch_of(twin)));  // sample i has target i
+    loader.pass(3);
+    CHECK(loader.state() == data::DataLoaderState{.epoch = epoch, .batches_done = 3, .seed = 9});
+    CHECK(error_of([&] { loader.pass(3); }) ==
+          "data_loader: pass must be of 0 to the 2 batches that are left, got 3");
+  }
+  twin.load_state(loader.state());
+  twin.set_epoch(1);
+  CHECK(twin.begin_indices()[3][0] == order[15]);
+  CHECK(twin.state().batches_done == 3);
+  DataLoader idle(set, options);
+  CHECK(error_of([&] { idle.pass(1); }) == "data_loader: pass must follow begin_indices, got none");
+}
