@@ -18,6 +18,7 @@ void Trainer::run_fit(const RunOptions& options) {
   check(optimizer_.optimizer != nullptr, "configure_optimizers: optimizer must be given, got none");
   const bool resumed = resume_.has_value();
   restore_training();
+  prepare_captures();
   for (const auto& logger : loggers_) logger->log_hyperparams(model_->hyper_parameters());
   call(hooks::kFitStart, &Callback::on_fit_start, &TrainingModule::on_fit_start);
   model_->zero_grad();
@@ -47,6 +48,7 @@ void Trainer::ask_train_loader() {
   if (loaders_.module != nullptr) loaders_.train = loaders_.module->train_dataloader();
   check(loaders_.train != nullptr, "fit: the DataModule must give a training loader, got none");
   train_batches_ = limit_batches(options_.limit_train_batches, loaders_.train->size());
+  keep_data_on_device();
   const Limit& interval = options_.val_check_interval;
   if (!interval.is_count()) {
     val_every_batches_ = std::max<int64_t>(1, interval.of(train_batches_));
@@ -111,31 +113,33 @@ bool Trainer::run_batches() {
   data::DataLoader& loader = *loaders_.train;
   loader.set_epoch(progress_.epoch);  // keeps the place of a resumed epoch
   std::optional<data::DataLoader::Iterator> next;
+  if (resident_) resident_->begin_epoch();
+  model_looked_at_ = false;
   for (;;) {
     check_interrupt();
     if (validation_due()) validate_in_fit();
     if (progress_.batch >= train_batches_) return true;
     if (done()) return false;
-    {
+    if (!resident_) {
       const profiler::Range range("next_batch");
       if (next)
         ++*next;
       else
         next.emplace(loader.begin());
     }
-    check(*next != loader.end(), "fit: the training loader must give ", train_batches_,
-          " batches, got ", progress_.batch);
-    if (train_batch(**next) == EpochControl::skip_rest) return true;
+    check(resident_ ? resident_->left() > 0 : *next != loader.end(),
+          "fit: the training loader must give ", train_batches_, " batches, got ", progress_.batch);
+    if (train_batch(resident_ ? nullptr : &**next) == EpochControl::skip_rest) return true;
   }
 }
 
-bool Trainer::validation_due() const {
-  if (val_batches_ == 0 || progress_.batch == 0 || stage_ != Stage::fit ||
-      progress_.validated_at == progress_.total_batches)
+bool Trainer::validation_due(const Progress& at) const {
+  if (val_batches_ == 0 || at.batch == 0 || stage_ != Stage::fit ||
+      at.validated_at == at.total_batches)
     return false;
   const auto every = options_.check_val_every_n_epoch;
-  if (!every) return progress_.total_batches % val_every_batches_ == 0;
-  return (progress_.epoch + 1) % *every == 0 && progress_.batch % val_every_batches_ == 0;
+  if (!every) return at.total_batches % val_every_batches_ == 0;
+  return (at.epoch + 1) % *every == 0 && at.batch % val_every_batches_ == 0;
 }
 
 bool Trainer::validates_once_per_epoch() const {
@@ -143,21 +147,57 @@ bool Trainer::validates_once_per_epoch() const {
          val_every_batches_ == train_batches_;
 }
 
-EpochControl Trainer::train_batch(Batch batch) {
+bool Trainer::closes_window(int64_t batch_idx) const {
+  return (batch_idx + 1) % options_.accumulate_grad_batches == 0 || batch_idx + 1 == train_batches_;
+}
+
+int64_t Trainer::step_after(int64_t batch_idx) const {
+  const int64_t every = options_.accumulate_grad_batches;
+  const bool short_window = batch_idx + 1 == train_batches_ && train_batches_ % every != 0;
+  return progress_.global_step + (batch_idx + 1) / every - progress_.batch / every +
+         (short_window ? 1 : 0);
+}
+
+// `loaded` is null where batches are made on the device; there one call may do several of them.
+EpochControl Trainer::train_batch(const Batch* loaded) {
   const profiler::Range range("train_batch");
-  batch = transfer(std::move(batch));
+  // Made by the step itself, unless somebody wants to see it before.
+  const bool step_makes_it = loaded == nullptr && !start_is_needed();
+  Batch batch;
+  if (!step_makes_it) {
+    batch = loaded != nullptr ? transfer(*loaded) : resident_->next();
+    if (start_batch(batch) == EpochControl::skip_rest) return EpochControl::skip_rest;
+  }
+  if (StepGraph* graph = next_graph(batch)) {
+    launch(*graph, batch);
+    return EpochControl::proceed;
+  }
+  if (step_makes_it) {
+    batch = resident_->next();
+    if (start_batch(batch) == EpochControl::skip_rest) return EpochControl::skip_rest;
+  }
   const int64_t batch_idx = progress_.batch;
+  const bool closes = closes_window(batch_idx);
+  const Tensor loss = forward_backward(batch, batch_idx, closes);
+  if (closes && progress_.window > 0) {
+    step_optimizer();
+    count_step();
+  }
+  end_batch(loss, batch);
+  return EpochControl::proceed;
+}
+
+EpochControl Trainer::start_batch(const Batch& batch) {
   metrics_.begin_batch(false);
   metrics_.context.batch_size = batch.size();
   stepped_ = false;
-  if (call(hooks::kTrainBatchStart, &Callback::on_train_batch_start,
-           &TrainingModule::on_train_batch_start, batch, batch_idx) == EpochControl::skip_rest)
-    return EpochControl::skip_rest;
+  return call(hooks::kTrainBatchStart, &Callback::on_train_batch_start,
+              &TrainingModule::on_train_batch_start, batch, progress_.batch);
+}
 
-  const bool closes_window =
-      (batch_idx + 1) % options_.accumulate_grad_batches == 0 || batch_idx + 1 == train_batches_;
-  const Tensor loss = forward_backward(batch, batch_idx, closes_window);
-  if (closes_window && progress_.window > 0) step_optimizer();
+// What the host does after a step on the running batch.
+void Trainer::end_batch(const Tensor& loss, const Batch& batch) {
+  const int64_t batch_idx = progress_.batch;
   ++progress_.batch;
   ++progress_.total_batches;
   if (progress_.batch == train_batches_ &&
@@ -168,13 +208,13 @@ EpochControl Trainer::train_batch(Batch batch) {
        loss, batch, batch_idx);
   log_step();
   metrics_.context.batch_size = 0;
-  return EpochControl::proceed;
 }
 
 // The loss as training_step gave it, without its graph; undefined for a batch that is skipped.
 Tensor Trainer::forward_backward(const Batch& batch, int64_t batch_idx, bool closes_window) {
   Tensor loss = call_own(hooks::kTrainingStep, &TrainingModule::training_step, batch, batch_idx);
   if (!loss.defined()) {
+    check(!metrics_.recording(), "training_step: a captured step must give a loss");
     warn("fit: training_step gave no loss, so its batch was skipped");
     return loss;
   }
@@ -211,8 +251,11 @@ void Trainer::step_optimizer() {
     const profiler::Range range(hooks::kOptimizerStep.name);
     strategy_->optimizer_step(optimizer);
   }
-  ++progress_.global_step;
   progress_.window = 0;
+}
+
+void Trainer::count_step() {
+  ++progress_.global_step;
   stepped_ = true;
   step_schedule(optim::Interval::step, progress_.global_step);
 }
@@ -249,6 +292,7 @@ void Trainer::validate_in_fit() {
   if (progress_.window == 0)
     call_own(hooks::kTransfer, &TrainingModule::on_validation_model_zero_grad);
   evaluate_stage(*loaders_.evaluation, val_batches_);
+  model_looked_at_ = false;
   count_time();
 }
 

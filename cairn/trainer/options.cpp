@@ -5,6 +5,8 @@
 #include <cctype>
 #include <cmath>
 
+#include "cairn/tensor/cuda.h"
+
 namespace cairn::trainer {
 namespace {
 
@@ -26,8 +28,16 @@ std::string lower(std::string text) {
   return text;
 }
 
-// What this build and machine can train on.
-std::string present_accelerators() { return has_backend(DeviceType::cuda) ? "cpu, cuda" : "cpu"; }
+Device choose_device(const TrainerOptions& o) {
+  const std::string accelerator = lower(o.accelerator);
+  const bool gpu = accelerator == "gpu" || accelerator == "cuda";
+  check(gpu || accelerator == "auto" || accelerator == "cpu",
+        "Trainer: accelerator must be auto, cpu or gpu, got ", o.accelerator);
+  const int there = cuda::device_count();
+  check(!gpu || there > 0, "Trainer: accelerator must be auto or cpu without a usable GPU, got ",
+        o.accelerator, "; ", cuda::unavailable());
+  return accelerator == "cpu" || there == 0 ? kCPU : Device(DeviceType::cuda, 0);
+}
 
 }  // namespace
 
@@ -99,6 +109,12 @@ void check_options(const TrainerOptions& o) {
           "Trainer: gradient_clip_val must be finite and at least 0, got ", *o.gradient_clip_val);
   check(o.gradient_clip_algorithm == "norm" || o.gradient_clip_algorithm == "value",
         "Trainer: gradient_clip_algorithm must be norm or value, got ", o.gradient_clip_algorithm);
+  const auto check_switch = [](const char* name, const std::string& value) {
+    check(value == "auto" || value == "off", "Trainer: ", name, " must be auto or off, got ",
+          value);
+  };
+  check_switch("resident_data", o.resident_data);
+  check_switch("capture_steps", o.capture_steps);
   check(o.profiler.empty() || o.profiler == "simple",
         "Trainer: profiler must be simple or empty, got ", o.profiler);
   for (const auto& callback : o.callbacks)
@@ -106,14 +122,7 @@ void check_options(const TrainerOptions& o) {
 }
 
 Held<Strategy> choose_strategy(const TrainerOptions& o) {
-  const std::string accelerator = lower(o.accelerator);
-  check(accelerator == "auto" || accelerator == "cpu" || accelerator == "cuda" ||
-            accelerator == "gpu",
-        "Trainer: accelerator must be auto or one of ", present_accelerators(), ", got ",
-        o.accelerator);
-  check(accelerator == "auto" || accelerator == "cpu", "Trainer: accelerator must be present (",
-        present_accelerators(), "), got ", o.accelerator);
-
+  const Device device = choose_device(o);
   const std::string devices = lower(o.devices.text());
   if (devices != "auto") {
     const bool number = !devices.empty() && devices.size() < 7 &&
@@ -121,14 +130,14 @@ Held<Strategy> choose_strategy(const TrainerOptions& o) {
     check(number && std::stoi(devices) >= 1, "Trainer: devices must be auto or at least 1, got ",
           o.devices.text());
     check(std::stoi(devices) == 1, "Trainer: devices must be 1 with strategy single_device, got ",
-          o.devices.text());
+          o.devices.text(), "; one process trains on one device");
   }
 
   if (o.strategy.strategy()) return o.strategy.strategy();
   const std::string name = lower(o.strategy.name());
   check(name == "auto" || name == "single_device",
         "Trainer: strategy must be auto or single_device, got ", o.strategy.name());
-  return SingleDeviceStrategy(kCPU);
+  return SingleDeviceStrategy(device);
 }
 
 }  // namespace cairn::trainer

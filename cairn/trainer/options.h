@@ -110,7 +110,7 @@ struct TrainerOptions {
   std::optional<TimeLimit> max_time = {};
 
   Devices devices = "auto";          // "auto", 1
-  std::string accelerator = "auto";  // "auto", "cpu"
+  std::string accelerator = "auto";  // "auto" (the GPU where there is one), "cpu", "gpu" ("cuda")
   StrategyChoice strategy = "auto";  // "auto", "single_device", a Strategy
 
   std::vector<Held<Callback>> callbacks = {};
@@ -137,6 +137,15 @@ struct TrainerOptions {
   int64_t accumulate_grad_batches = 1;
   std::optional<double> gradient_clip_val = {};
   std::string gradient_clip_algorithm = "norm";  // "norm", "value"
+
+  // On a GPU. "auto": a dataset that lies in memory (images behind a byte table, tensors) is kept
+  // on the device, if it takes at most a quarter of it, and batches are made there; "off": never.
+  std::string resident_data = "auto";
+  // On a GPU. "auto": after a few steps whole steps are captured and launched as one, up to 16 at
+  // once where nothing looks at the steps in between; where that cannot be, warnings() has the
+  // reason. What training_step does on the host (counting, printing) is then not repeated. "off":
+  // step by step. The numbers are the same bit for bit.
+  std::string capture_steps = "auto";
 
   // "simple": each run is recorded, kernel by kernel and hook by hook; see Trainer::profile().
   std::string profiler = {};

@@ -21,6 +21,9 @@ Checkpoint SingleDeviceStrategy::load_checkpoint(const std::string& path) {
   return trainer::load_checkpoint(path);
 }
 
-void SingleDeviceStrategy::teardown() {}
+void SingleDeviceStrategy::teardown() {
+  const DeviceBackend& backend = backend_of(device_.type, "teardown");
+  if (backend.synchronize != nullptr) backend.synchronize(device_);
+}
 
 }  // namespace cairn::trainer

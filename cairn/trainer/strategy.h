@@ -29,6 +29,8 @@ class Strategy {
   virtual double reduce(double value, Reduce how) = 0;
   virtual void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) = 0;
   virtual Checkpoint load_checkpoint(const std::string& path) = 0;
+  // Whether backward and optimizer_step may be captured and launched again (see capture.h).
+  virtual bool captures() const { return false; }
   virtual void teardown() = 0;
 };
 
@@ -45,6 +47,8 @@ class SingleDeviceStrategy : public Strategy {
   double reduce(double value, Reduce how) override;
   void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) override;
   Checkpoint load_checkpoint(const std::string& path) override;
+  bool captures() const override { return device_.type == DeviceType::cuda; }
+  // Waits for the device, so that its last errors come out and times of a run are whole.
   void teardown() override;
 
  private:

@@ -219,6 +219,9 @@ void Trainer::clean_up(std::string_view status) {
   loaders_ = {};
   stage_ = Stage::none;
   strategy_->teardown();
+  steps_.reset();
+  resident_.reset();
+  written_.clear();
   for (const auto& logger : loggers_) logger->finalize(status);
 }
 

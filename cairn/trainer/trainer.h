@@ -27,7 +27,9 @@
 #include "cairn/trainer/module.h"
 #include "cairn/trainer/options.h"
 #include "cairn/trainer/progress.h"
+#include "cairn/trainer/resident.h"
 #include "cairn/trainer/stage.h"
+#include "cairn/trainer/step_graph.h"
 #include "cairn/trainer/strategy.h"
 
 namespace cairn::trainer {
@@ -81,7 +83,9 @@ class Trainer {
   // Absent: endless.
   std::optional<int64_t> max_epochs() const { return max_epochs_; }
   // Whether a validation comes after the batch that just ended.
-  bool validation_due() const;
+  bool validation_due() const { return validation_due(progress_); }
+  // global_step() after training batch `batch_idx` of the running epoch, where no batch is skipped.
+  int64_t step_after(int64_t batch_idx) const;
   // Whether a validation has run inside this fit (the sanity check does not count).
   bool has_validated() const { return progress_.validated_at > 0; }
   // Whether the fit will validate exactly once an epoch, at its end.
@@ -133,6 +137,11 @@ class Trainer {
     DataModule* module = nullptr;
   };
   struct Evaluation;  // the hooks of one kind of evaluation
+  // A callback with hooks in or around a step.
+  struct Watcher {
+    const Callback* callback;
+    bool start, inside, end;
+  };
 
   // trainer.cpp: a run from setup to teardown
   void run(Stage stage, TrainingModule& model, const Loaders& loaders, const RunOptions& options);
@@ -155,14 +164,34 @@ class Trainer {
   bool done() const;
   void run_epoch();
   bool run_batches();  // whether the epoch is complete
-  EpochControl train_batch(Batch batch);
+  bool validation_due(const Progress& at) const;
+  bool closes_window(int64_t batch_idx) const;
+  EpochControl train_batch(const Batch* loaded);
+  EpochControl start_batch(const Batch& batch);
   Tensor forward_backward(const Batch& batch, int64_t batch_idx, bool closes_window);
   void step_optimizer();
+  void count_step();
+  void end_batch(const Tensor& loss, const Batch& batch);
   void step_schedule(optim::Interval interval, int64_t count);
   void count_time();
   void log_step();
   void validate_in_fit();
   void end_epoch(bool complete);
+
+  // captured_fit.cpp: data and whole steps on a GPU
+  void prepare_captures();
+  void keep_data_on_device();
+  std::string why_not_captured() const;
+  void stop_captures(const std::string& reason);
+  bool start_is_needed() const;
+  bool end_is_needed(int64_t batch_idx) const;
+  int64_t steps_at_once(bool makes_batch) const;
+  StepKind kind_of_next(const Batch& batch) const;
+  StepGraph* next_graph(const Batch& batch);
+  StepGraph* capture_steps(const StepKind& kind, int64_t count, const Batch& batch);
+  void launch(StepGraph& graph, const Batch& batch);
+  void look_at_model();
+  void note_writes();
 
   // evaluate.cpp
   void run_evaluation(const RunOptions& options);
@@ -179,13 +208,15 @@ class Trainer {
   void restore_training();
   void restore_random_state();
 
-  // Calls a hook of every callback, then the module's, with log() set to the hook's rule.
+  // Calls a hook of every callback, then the module's, with log() set to the hook's rule. What is
+  // called while a step is captured is not called again at its launches, so callbacks are left out.
   template <class... CbArgs, class R, class... OwnArgs, class... Args>
   R call(const Hook& hook, void (Callback::*of_callback)(Trainer&, TrainingModule&, CbArgs...),
          R (TrainingModule::*of_module)(OwnArgs...), Args&&... args) {
     const profiler::Range range(hook.name);
     enter(hook);
-    for (const auto& c : callbacks_) (c.get()->*of_callback)(*this, *model_, args...);
+    if (!metrics_.recording())
+      for (const auto& c : callbacks_) (c.get()->*of_callback)(*this, *model_, args...);
     if constexpr (std::is_void_v<R>) {
       (model_->*of_module)(args...);
       leave();
@@ -241,6 +272,14 @@ class Trainer {
   bool stop_requested_ = false;
   std::string stop_reason_;
   std::chrono::steady_clock::time_point clock_;
+  // Of a fit on a GPU; else null.
+  std::unique_ptr<ResidentData> resident_;
+  std::unique_ptr<StepGraphs> steps_;
+  std::vector<Watcher> watchers_;
+  std::vector<double> momenta_;   // by group, as captured
+  std::vector<Tensor> written_;   // one tensor of each block of memory that the model has
+  bool model_looked_at_ = false;  // since code of the user ran
+
   std::optional<Checkpoint> resume_;  // what is still to be restored from
   std::string resume_path_;
 };

@@ -1,4 +1,5 @@
 // TrainerOptions: what is refused, and with which words.
+#include "cairn/tensor/cuda.h"
 #include "cairn/trainer/callbacks/model_checkpoint.h"
 #include "cairn/trainer/callbacks/progress_bar.h"
 #include "tests/catch.h"
@@ -50,12 +51,20 @@ TEST_CASE("trainer: accelerators, devices and strategies") {
   CHECK(refused({.devices = 1, .accelerator = "CPU"}).empty());
   CHECK(refused({.devices = "1", .accelerator = "auto", .strategy = "single_device"}).empty());
   CHECK(refused({.strategy = trainer::SingleDeviceStrategy()}).empty());
-  CHECK(refused({.accelerator = "cuda"}) == "Trainer: accelerator must be present (cpu), got cuda");
+  if (cuda::device_count() == 0)
+    for (const char* gpu : {"cuda", "GPU"})
+      CHECK(refused({.accelerator = gpu}) ==
+            cat("Trainer: accelerator must be auto or cpu without a usable GPU, got ", gpu, "; ",
+                cuda::unavailable()));
   CHECK(refused({.accelerator = "tpu"}) ==
-        "Trainer: accelerator must be auto or one of cpu, got tpu");
+        "Trainer: accelerator must be auto, cpu or gpu, got tpu");
   CHECK(refused({.devices = 0}) == "Trainer: devices must be auto or at least 1, got 0");
   CHECK(refused({.devices = "-1"}) == "Trainer: devices must be auto or at least 1, got -1");
-  CHECK(refused({.devices = 2}) == "Trainer: devices must be 1 with strategy single_device, got 2");
+  CHECK(refused({.devices = 2}) ==
+        "Trainer: devices must be 1 with strategy single_device, got 2; one process trains on one "
+        "device");
+  CHECK(refused({.resident_data = "on"}) == "Trainer: resident_data must be auto or off, got on");
+  CHECK(refused({.capture_steps = "yes"}) == "Trainer: capture_steps must be auto or off, got yes");
   CHECK(refused({.strategy = "fsdp"}) ==
         "Trainer: strategy must be auto or single_device, got fsdp");
 }

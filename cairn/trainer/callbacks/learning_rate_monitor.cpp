@@ -17,9 +17,16 @@ void LearningRateMonitor::on_train_start(Trainer& trainer, TrainingModule&) {
 
 void LearningRateMonitor::on_before_optimizer_step(Trainer& trainer, TrainingModule&,
                                                    optim::Optimizer& optimizer) {
+  if (is_logged(trainer, trainer.global_step() + 1)) log_rates(trainer, optimizer);
+}
+
+bool LearningRateMonitor::needs_batch(const Trainer& trainer, int64_t batch_idx) const {
+  return is_logged(trainer, trainer.step_after(batch_idx));
+}
+
+bool LearningRateMonitor::is_logged(const Trainer& trainer, int64_t step) const {
   const int64_t every = trainer.options().log_every_n_steps;
-  if (options_.interval == "step" && every > 0 && (trainer.global_step() + 1) % every == 0)
-    log_rates(trainer, optimizer);
+  return options_.interval == "step" && every > 0 && step % every == 0;
 }
 
 void LearningRateMonitor::on_train_epoch_start(Trainer& trainer, TrainingModule&) {

@@ -22,8 +22,10 @@ class LearningRateMonitor : public Callback {
   void on_before_optimizer_step(Trainer& trainer, TrainingModule& model,
                                 optim::Optimizer& optimizer) override;
   void on_train_epoch_start(Trainer& trainer, TrainingModule& model) override;
+  bool needs_batch(const Trainer& trainer, int64_t batch_idx) const override;
 
  private:
+  bool is_logged(const Trainer& trainer, int64_t step) const;
   void log_rates(Trainer& trainer, optim::Optimizer& optimizer) const;
   LearningRateMonitorOptions options_;
 };

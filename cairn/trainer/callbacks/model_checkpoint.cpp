@@ -165,6 +165,11 @@ void ModelCheckpoint::on_train_batch_end(Trainer& trainer, TrainingModule&, cons
   save(trainer);
 }
 
+bool ModelCheckpoint::needs_batch(const Trainer& trainer, int64_t batch_idx) const {
+  return options_.train_time_interval_s ||
+         (every_n_train_steps_ > 0 && trainer.step_after(batch_idx) % every_n_train_steps_ == 0);
+}
+
 void ModelCheckpoint::on_validation_end(Trainer& trainer, TrainingModule&) {
   if (!may_save(trainer)) return;
   if (deferred_ || (!saves_on_epoch_end(trainer) && epoch_is_due(trainer))) save(trainer);

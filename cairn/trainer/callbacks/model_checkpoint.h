@@ -79,6 +79,7 @@ class ModelCheckpoint : public Callback {
   void load_state_dict(const State& state) override;
   std::string state_key() const override;
   bool is_checkpoint() const override { return true; }
+  bool needs_batch(const Trainer& trainer, int64_t batch_idx) const override;
 
  private:
   bool may_save(const Trainer& trainer) const;

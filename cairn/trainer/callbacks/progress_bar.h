@@ -45,6 +45,7 @@ class ProgressBar : public Callback {
   void on_predict_end(Trainer& trainer, TrainingModule& model) override;
   void on_exception(Trainer& trainer, TrainingModule& model, const std::exception& error) override;
   void on_warning(Trainer& trainer, const std::string& text) override;
+  bool needs_batch(const Trainer&, int64_t) const override { return false; }  // it only counts them
 
  private:
   using Clock = std::chrono::steady_clock;

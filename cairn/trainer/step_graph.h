@@ -1,0 +1,78 @@
+// Captured steps of a fit: which there are, and when another may be captured.
+// Invariant: a launch does what the same steps do one by one, bit for bit; what the host does for a
+// step (progress, schedule, hooks, log entries) is done beside it by the trainer.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "cairn/data/batch.h"
+#include "cairn/tensor/capture.h"
+#include "cairn/trainer/metrics.h"
+
+namespace cairn::trainer {
+
+// Steps that run the same kernels.
+struct StepKind {
+  Shape input, input_strides, target, target_strides;
+  DType input_dtype = DType::f32, target_dtype = DType::f32;
+  bool opens = true;   // the accumulation window: the gradient is written, not added to
+  bool closes = true;  // the optimizer steps
+  bool makes_batch = false;
+
+  StepKind() = default;
+  explicit StepKind(const Batch& batch);
+  bool operator==(const StepKind&) const = default;
+};
+
+// Which of a model's parameters have a gradient, as the host knows it.
+struct HasGradient {
+  std::vector<std::pair<Tensor, bool>> of;
+  static HasGradient now(const std::vector<Tensor>& parameters);
+  void restore() const;
+};
+
+struct StepGraph {
+  StepKind kind;
+  int64_t count = 1;  // steps in a launch
+  Batch batch;        // where the step reads its batch, or makes it; the last step's
+  Tensor loss;        // the last step's
+  std::vector<std::vector<MetricStore::Record>> logged;  // by step
+  HasGradient after;                                     // what the last step leaves
+  CapturedGraph graph;
+};
+
+class StepGraphs {
+ public:
+  static constexpr int64_t kWarmUp =
+      3;                              // steps before anything is captured, one at least of a kind
+  static constexpr size_t kMost = 4;  // graphs, each with memory of its own
+  static constexpr int64_t kCounts[] = {16, 4, 1};
+
+  // Steps run one by one from now on.
+  void stop();
+  bool stopped() const { return stopped_; }
+
+  // Null where there is none of that kind and count.
+  StepGraph* find(const StepKind& kind, int64_t count);
+  // Whether a graph of this kind may be captured now.
+  bool ready(const StepKind& kind) const;
+  StepGraph* add(std::unique_ptr<StepGraph> graph);
+  // A step of this kind ran by itself.
+  void count(const StepKind& kind);
+
+  // The state of the model that kernels depend on without reading it from the device: where its
+  // tensors lie, what is trained, what is in training mode. Graphs of another one are dropped.
+  void set_model(uint64_t model);
+
+ private:
+  std::vector<std::unique_ptr<StepGraph>> graphs_;
+  std::vector<StepKind> seen_;
+  int64_t steps_ = 0;
+  uint64_t model_ = 0;
+  bool stopped_ = false;
+};
+
+}  // namespace cairn::trainer
