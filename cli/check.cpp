@@ -73,11 +73,20 @@ std::vector<DType> wanted_dtypes(const CheckOptions& options) {
 }
 
 Device wanted_device(const CheckOptions& options) {
+  Device device;
   try {
-    return Device(options.device);
+    device = Device(options.device);
   } catch (const Error& error) {
     throw UsageError{cat("check: ", error.what())};
   }
+  const int there = cuda::device_count();
+  if (device.type == DeviceType::cuda) {
+    check(there > 0, "check: device must be cpu without a usable GPU, got ", options.device, "; ",
+          cuda::unavailable());
+    check(device.index < there, "check: device must be one of the ", there,
+          " GPUs that are there, got ", options.device);
+  }
+  return device;
 }
 
 void set_target(const CheckOptions& options) {

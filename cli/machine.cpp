@@ -9,6 +9,7 @@
 
 #include "cairn/data/mnist.h"
 #include "cairn/kernels/target.h"
+#include "cairn/tensor/cuda.h"
 #include "cairn/tensor/device.h"
 #include "cairn/tensor/error.h"
 #include "cairn/tensor/parallel.h"
@@ -78,10 +79,36 @@ std::string data_state() {
   }
 }
 
-std::string gpu_state() {
-  if (has_backend(DeviceType::cuda)) return "usable";
-  const bool driver = std::ifstream("/proc/driver/nvidia/version").good();
-  return driver ? "none in this build; the machine has an NVIDIA driver" : "none in this build";
+// 13000 as CUDA writes it: "13.0".
+std::string cuda_version(int version) { return cat(version / 1000, ".", version % 1000 / 10); }
+
+// "built for 13.0, the driver serves 13.1", or why not.
+std::string cuda_state() {
+  if (!cuda::built()) {
+    const bool driver = std::ifstream("/proc/driver/nvidia/version").good();
+    return cat("none in this build", driver ? "; the machine has an NVIDIA driver" : "");
+  }
+  const int driver = cuda::driver_version();
+  return cat("built for ", cuda_version(cuda::runtime_version()), ", ",
+             driver > 0 ? cat("the driver serves ", cuda_version(driver)) : "no driver");
+}
+
+// One line a device.
+void print_devices() {
+  const int count = cuda::device_count();
+  if (count == 0) print_line("GPU", cat("none: ", cuda::unavailable()));
+  for (int i = 0; i < count; ++i) {
+    const Device device(DeviceType::cuda, i);
+    const cuda::DeviceProperties p = cuda::properties(device);
+    print_line("GPU", cat(device, ": ", p.name, ", ", gib(p.memory / 1024), ", ", p.multiprocessors,
+                          " multiprocessors of compute capability ", p.major, ".", p.minor));
+  }
+}
+
+std::string device_names() {
+  std::string out = "cpu";
+  for (int i = 0; i < cuda::device_count(); ++i) out += cat(" ", Device(DeviceType::cuda, i));
+  return out;
 }
 
 // False, and the error, where CAIRN_NUM_THREADS is no number of threads.
@@ -115,7 +142,8 @@ int info() {
   print_line("version", CAIRN_VERSION);
   print_line("compiler", compiler_and_build());
   print_line("targets", join(kernels::compiled_targets()));
-  print_line("devices", has_backend(DeviceType::cuda) ? "cpu cuda" : "cpu");
+  print_line("CUDA", cuda_state());
+  print_line("devices", device_names());
   return 0;
 }
 
@@ -135,7 +163,8 @@ int doctor() {
   print_line("memory",
              cat(gib(meminfo("MemTotal")), ", ", gib(meminfo("MemAvailable")), " available"));
   print_line("data", data_state());
-  print_line("GPU", gpu_state());
+  print_line("CUDA", cuda_state());
+  print_devices();
   return targets.empty() || !threads_fit ? 1 : 0;
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "cairn/tensor/cuda.h"
 #include "check/op_table.h"
 #include "tests/catch.h"
 #include "tests/temp_folder.h"
@@ -75,10 +76,13 @@ TEST_CASE("cli: info and doctor print plain lines") {
   CHECK(info.status == 0);
   CHECK(contains(info.out, "version     0.1.0\n"));
   CHECK(contains(info.out, "compiler    "));
+  CHECK(contains(info.out, cairn::cuda::built() ? "\nCUDA        built for "
+                                                : "\nCUDA        none in this build"));
+  CHECK(contains(info.out, "\ndevices     cpu"));
   const Outcome doctor = cairn_program("doctor");
   CHECK(doctor.status == 0);
-  for (const char* word :
-       {"processor", "features", "kernels", "BLAS", "OpenBLAS", "threads", "memory", "data", "GPU"})
+  for (const char* word : {"processor", "features", "kernels", "BLAS", "OpenBLAS", "threads",
+                           "memory", "data", "CUDA", "GPU"})
     CHECK(contains(doctor.out, std::string("\n") + word + " "));
   CHECK_FALSE(contains(doctor.out, "\x1b"));
   CHECK(doctor.err.empty());
@@ -146,9 +150,9 @@ TEST_CASE("cli: check prints one row per operator and dtype") {
 }
 
 TEST_CASE("cli: a device that is not there is an error with status 1") {
-  if (cairn::has_backend(cairn::DeviceType::cuda)) return;
+  if (cairn::cuda::device_count() > 0) return;
   const Outcome r = cairn_program("check relu --device cuda");
   CHECK(r.status == 1);
-  CHECK(lines(r.err) == 1);
-  CHECK(contains(r.err, "cuda"));
+  CHECK(r.err == "cairn: check: device must be cpu without a usable GPU, got cuda; " +
+                     cairn::cuda::unavailable() + "\n");
 }

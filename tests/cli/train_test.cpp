@@ -107,6 +107,7 @@ TEST_CASE("cli: train says what is wrong in one sentence, and starts nothing") {
       {"--batch-size 0", 1, "train: --batch-size must be 1 to the 60000 images there are, got 0"},
       {"--max-epochs -1", 1, "train: --max-epochs must be at least 0, got -1"},
       {"--threads -1", 1, "train: --threads must be 0 to 1024, got -1"},
+      {"--accelerator tpu", 1, "Trainer: accelerator must be auto, cpu or gpu, got tpu"},
       {"--threads 100000000", 1, "train: --threads must be 0 to 1024, got 100000000"},
       {"--data-root '" + data + "'", 1, "train-images-idx3-ubyte"},
   };
