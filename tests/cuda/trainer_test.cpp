@@ -17,7 +17,6 @@
 #include "cairn/trainer/callbacks/learning_rate_monitor.h"
 #include "cairn/trainer/trainer.h"
 #include "tests/catch.h"
-#include "tests/cuda/borrowed.h"
 #include "tests/cuda/emulator/emulator_control.h"
 #include "tests/temp_folder.h"
 
@@ -31,6 +30,8 @@ using trainer::Stage;
 using trainer::Trainer;
 using trainer::TrainerOptions;
 using trainer::TrainingModule;
+
+const Device kGpu(DeviceType::cuda, 0);
 
 std::string bytes_of(const Tensor& t) {
   const Tensor host = raw::contiguous(raw::to(t, t.dtype(), kCPU));
@@ -115,7 +116,6 @@ struct Run {
   std::vector<std::string> warnings = {};
 
   Run& fit(const trainer::RunOptions& how = {}) {
-    borrow_kernels();
     manual_seed(11);
     if (!model) model = std::make_unique<Mlp>(recipe);
     const data::TensorDataset train_set = samples(count), val_set = samples(8, 2);
