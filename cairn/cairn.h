@@ -20,6 +20,7 @@
 #include "cairn/tensor/tensor.h"
 
 #include "cairn/autograd/arena.h"
+#include "cairn/autograd/autocast.h"
 #include "cairn/autograd/engine.h"
 #include "cairn/autograd/gradcheck.h"
 #include "cairn/autograd/node.h"

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "cairn/autograd/autocast.h"
 #include "cairn/kernels/accumulate.h"
 #include "cairn/tensor/profiler.h"
 #include "cairn/tensor/raw.h"
@@ -225,7 +226,8 @@ void backward(const Tensor& root, const Tensor& grad) {
   check(seed.shape() == root.shape() && seed.dtype() == root.dtype(), "backward: grad must be ",
         root.dtype(), " ", root.shape(), ", got ", seed.dtype(), " ", seed.shape());
   const auto meta = std::static_pointer_cast<AutogradMeta>(root.grad_meta());
-  NoGrad no_grad;
+  const NoGrad no_grad;
+  const Autocast uncast(DType::bf16, false);
   if (!meta->node) {
     if (!meta->has_grad)
       set_grad(root, seed);

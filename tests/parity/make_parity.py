@@ -17,6 +17,7 @@ import torch
 import torchvision
 from safetensors.numpy import save_file
 
+import parity_autocast
 import parity_elementwise
 import parity_layers
 import parity_losses
@@ -58,6 +59,7 @@ def main():
     count = write_ops(folder)
     parity_optim.write(folder)
     parity_text.write(folder)
+    parity_autocast.write(folder)
     parity_resnet.write_keys(folder)
     for name, tensors in parity_resnet.job_files().items():
         save_file(tensors, folder / name)

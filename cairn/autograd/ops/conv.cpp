@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cairn/autograd/autocast.h"
 #include "cairn/autograd/record.h"
 #include "cairn/kernels/accumulate.h"
 #include "cairn/kernels/conv.h"
@@ -118,6 +119,9 @@ bool is_conv2d_weight(const Tensor& weight) {
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
               const Conv2dOptions& options) {
+  if (autocast::narrows({x, weight, bias}))
+    return conv2d(autocast::narrowed(x), autocast::narrowed(weight), autocast::narrowed(bias),
+                  options);
   check_conv2d(x, weight, bias, options);
   const ConvParams params{options.stride.h,  options.stride.w,   options.padding.h,
                           options.padding.w, options.dilation.h, options.dilation.w,

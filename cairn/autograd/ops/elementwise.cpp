@@ -3,7 +3,9 @@
 
 #include <cmath>
 #include <limits>
+#include <string_view>
 
+#include "cairn/autograd/autocast.h"
 #include "cairn/autograd/ops/elementwise_detail.h"
 #include "cairn/autograd/ops/reduce.h"
 
@@ -129,8 +131,22 @@ Tensor binary(const BinaryOp& op, const Argument& a, const Argument& b) {
 // --- unary
 // -------------------------------------------------------------------------------------------
 
+namespace {
+
+// Those of autocast's f32 list.
+constexpr bool runs_in_f32(std::string_view op) {
+  for (const std::string_view listed :
+       {"exp", "expm1", "log", "log1p", "log2", "reciprocal", "rsqrt", "softplus", "tan"})
+    if (op == listed) return true;
+  return false;
+}
+
+}  // namespace
+
 #define CAIRN_OP(name, Functor)                                                                  \
   Tensor name(const Tensor& x) {                                                                 \
+    constexpr bool kWide = runs_in_f32(#name);                                                   \
+    if (kWide && autocast::widens({x})) return name(autocast::widened(x));                       \
     return detail::unary(                                                                        \
         {#name, kernels::name##_fwd, kernels::name##_bwd, functors::Functor::kSaves, false}, x); \
   }
@@ -248,11 +264,15 @@ Tensor remainder(const Tensor& a, const Tensor& b) { return detail::binary(kRema
 Tensor remainder(const Tensor& a, Scalar b) { return detail::binary(kRemainder, a, b); }
 Tensor floor_divide(const Tensor& a, const Tensor& b) { return detail::binary(kFloorDivide, a, b); }
 Tensor floor_divide(const Tensor& a, Scalar b) { return detail::binary(kFloorDivide, a, b); }
-Tensor pow(const Tensor& a, const Tensor& b) { return detail::binary(kPow, a, b); }
+Tensor pow(const Tensor& a, const Tensor& b) {
+  if (autocast::widens({a, b})) return pow(autocast::widened(a), autocast::widened(b));
+  return detail::binary(kPow, a, b);
+}
 
 Tensor pow(const Tensor& a, Scalar b) {
   // The usual exponents have kernels of their own, without a call of pow per element.
   detail::check_defined("pow", a);
+  if (autocast::widens({a})) return pow(autocast::widened(a), b);
   if (is_floating(a.dtype())) {
     if (b.as_double() == 2) return square(a);
     if (b.as_double() == 0.5) return sqrt(a);

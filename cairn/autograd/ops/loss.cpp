@@ -1,6 +1,7 @@
 // Losses: argument checks, layouts and backward rules.
 #include "cairn/autograd/ops/loss.h"
 
+#include "cairn/autograd/autocast.h"
 #include "cairn/autograd/record.h"
 #include "cairn/kernels/accumulate.h"
 #include "cairn/kernels/loss.h"
@@ -145,6 +146,11 @@ Tensor gradient_memory(const Grads& g, size_t input, const Tensor& like) {
 
 Tensor cross_entropy(const Tensor& logits, const Tensor& target,
                      const CrossEntropyOptions& options) {
+  if (autocast::widens({logits, target, options.weight})) {
+    CrossEntropyOptions wide = options;
+    wide.weight = autocast::widened(options.weight);
+    return cross_entropy(autocast::widened(logits), autocast::widened(target), wide);
+  }
   const char* op = "cross_entropy";
   check_scores(op, "logits", logits, target, options.weight);
   check(options.label_smoothing >= 0 && options.label_smoothing <= 1, op,
@@ -184,6 +190,11 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target,
 }
 
 Tensor nll_loss(const Tensor& log_probs, const Tensor& target, const NllLossOptions& options) {
+  if (autocast::widens({log_probs, options.weight})) {
+    NllLossOptions wide = options;
+    wide.weight = autocast::widened(options.weight);
+    return nll_loss(autocast::widened(log_probs), target, wide);
+  }
   const char* op = "nll_loss";
   check_scores(op, "log_probs", log_probs, target, options.weight);
   const Tensor classes = classes_as_i64(op, log_probs, target, options.ignore_index);
@@ -213,6 +224,8 @@ Tensor nll_loss(const Tensor& log_probs, const Tensor& target, const NllLossOpti
 }
 
 Tensor mse_loss(const Tensor& input, const Tensor& target, Reduction reduction) {
+  if (autocast::widens({input, target}))
+    return mse_loss(autocast::widened(input), autocast::widened(target), reduction);
   check_pair("mse_loss", input, target);
   const Shape shape = broadcast_shapes(input.shape(), target.shape(), "mse_loss");
   const Tensor a = raw::contiguous(raw::expand(input, shape));
@@ -231,6 +244,13 @@ Tensor mse_loss(const Tensor& input, const Tensor& target, Reduction reduction) 
 
 Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target,
                                         const BceWithLogitsOptions& options) {
+  if (autocast::widens({input, target, options.weight, options.pos_weight})) {
+    BceWithLogitsOptions wide = options;
+    wide.weight = autocast::widened(options.weight);
+    wide.pos_weight = autocast::widened(options.pos_weight);
+    return binary_cross_entropy_with_logits(autocast::widened(input), autocast::widened(target),
+                                            wide);
+  }
   const char* op = "binary_cross_entropy_with_logits";
   check_pair(op, input, target);
   check(target.shape() == input.shape(), op, ": target must be of shape ", input.shape(), ", got ",

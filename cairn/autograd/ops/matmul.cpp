@@ -2,6 +2,7 @@
 // products written straight into their destination.
 #include "cairn/autograd/ops/matmul.h"
 
+#include "cairn/autograd/autocast.h"
 #include "cairn/autograd/record.h"
 #include "cairn/kernels/accumulate.h"
 #include "cairn/kernels/matmul.h"
@@ -131,6 +132,7 @@ Tensor activation_gradient(Grads& g, const Tensor& dy, const Saved& saved,
 }  // namespace
 
 Tensor matmul(const Tensor& a, const Tensor& b) {
+  if (autocast::narrows({a, b})) return matmul(autocast::narrowed(a), autocast::narrowed(b));
   check_matmul(a, b);
   // Vectors become matrices of one row or column; a batch that meets one matrix becomes tall.
   Shape a_matrix = a.shape(), b_matrix = b.shape();
@@ -166,6 +168,9 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias,
               const LinearOptions& options) {
+  if (autocast::narrows({x, weight, bias}))
+    return linear(autocast::narrowed(x), autocast::narrowed(weight), autocast::narrowed(bias),
+                  options);
   check_linear(x, weight, bias);
   const kernels::Activation activation = kernel_activation(options.activation);
   const int64_t in = weight.size(1), out = weight.size(0);

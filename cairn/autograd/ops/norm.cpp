@@ -1,6 +1,7 @@
 // Batch and layer normalisation: argument checks, memory and backward rules.
 #include "cairn/autograd/ops/norm.h"
 
+#include "cairn/autograd/autocast.h"
 #include "cairn/autograd/record.h"
 #include "cairn/kernels/accumulate.h"
 #include "cairn/kernels/norm.h"
@@ -212,6 +213,9 @@ Tensor batch_norm_relu(const Tensor& x, const Tensor& residual, const Tensor& ru
 
 Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& weight,
                   const Tensor& bias, double eps) {
+  if (autocast::widens({x, weight, bias}))
+    return layer_norm(autocast::widened(x), normalized_shape, autocast::widened(weight),
+                      autocast::widened(bias), eps);
   check_layer_norm(x, normalized_shape, weight, bias, eps);
   const int64_t width = numel_of(normalized_shape, "layer_norm");
   const int64_t rows = width == 0 ? 0 : x.numel() / width;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cairn/autograd/autocast.h"
 #include "cairn/autograd/ops/elementwise_detail.h"
 #include "cairn/autograd/ops/indexing.h"
 #include "cairn/kernels/indexing.h"
@@ -133,6 +134,7 @@ std::pair<Tensor, Tensor> variance(const Tensor& input, const Reduced& r, int64_
 }  // namespace
 
 Tensor sum(const Tensor& x, const Shape& dims, bool keepdim) {
+  if (autocast::widens({x})) return sum(autocast::widened(x), dims, keepdim);
   const Reduced r = reduced_shapes("sum", x, dims, keepdim);
   const Tensor out = raw::view(sum_kernel(x, r.kept, 1), r.result);
   if (!recording(x)) return out;
@@ -158,6 +160,7 @@ Tensor prod(const Tensor& x) {
 }
 
 Tensor prod(const Tensor& x, int64_t dim, bool keepdim) {
+  if (autocast::widens({x})) return prod(autocast::widened(x), dim, keepdim);
   detail::check_defined("prod", x);
   dim = wrap_dim(dim, x.dim(), "prod");
   const Reduced r = reduced_shapes("prod", x, x.dim() == 0 ? Shape{} : Shape{dim}, keepdim);
@@ -235,6 +238,7 @@ Tensor all(const Tensor& x) {
 }
 
 Tensor cumsum(const Tensor& x, int64_t dim) {
+  if (autocast::widens({x})) return cumsum(autocast::widened(x), dim);
   detail::check_defined("cumsum", x);
   dim = wrap_dim(dim, x.dim(), "cumsum");
   const Tensor y = empty_like(x, sum_dtype(x.dtype()));
@@ -262,6 +266,7 @@ Tensor logsumexp(const Tensor& x, const Shape& dims, bool keepdim) {
 }
 
 Tensor norm(const Tensor& x) {
+  if (autocast::widens({x})) return norm(autocast::widened(x));
   check_floating("norm", x);
   const Reduced r = reduced_shapes("norm", x, {}, false);
   const Tensor squares = empty(r.kept, {DType::f64, x.device()});

@@ -1,6 +1,7 @@
 // softmax, log_softmax and logsumexp.
 // Invariant: kernels see contiguous memory as [outer, n, inner]; the forward's result is all that
 // the backward reads.
+#include "cairn/autograd/autocast.h"
 #include "cairn/autograd/ops/elementwise_detail.h"
 #include "cairn/autograd/ops/reduce.h"
 #include "cairn/kernels/accumulate.h"
@@ -31,6 +32,7 @@ void check_input(const char* op, const Tensor& x) {
 }
 
 Tensor normalised(const char* op, const Tensor& x, int64_t dim, bool log) {
+  if (autocast::widens({x})) return normalised(op, autocast::widened(x), dim, log);
   check_input(op, x);
   const Lines lines = lines_of(x.shape(), wrap_dim(dim, x.dim(), op));
   const Tensor y = empty(x.shape(), {x.dtype(), x.device()});
@@ -56,6 +58,7 @@ Tensor softmax(const Tensor& x, int64_t dim) { return normalised("softmax", x, d
 Tensor log_softmax(const Tensor& x, int64_t dim) { return normalised("log_softmax", x, dim, true); }
 
 Tensor logsumexp(const Tensor& x, int64_t dim, bool keepdim) {
+  if (autocast::widens({x})) return logsumexp(autocast::widened(x), dim, keepdim);
   check_input("logsumexp", x);
   dim = wrap_dim(dim, x.dim(), "logsumexp");
   const Lines lines = lines_of(x.shape(), dim);
