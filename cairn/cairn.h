@@ -52,6 +52,7 @@
 #include "cairn/optim/clip.h"
 #include "cairn/optim/config.h"
 #include "cairn/optim/optimizer.h"
+#include "cairn/optim/scaler.h"
 #include "cairn/optim/schedule.h"
 #include "cairn/optim/sgd.h"
 #include "cairn/optim/state.h"

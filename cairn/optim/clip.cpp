@@ -144,4 +144,12 @@ void clip_grad_value_(std::span<const Tensor> parameters, double clip_value) {
   gradients.finish(op);
 }
 
+void unscale_grad_(std::span<const Tensor> parameters, const Tensor& scale,
+                   const Tensor& found_inf) {
+  const Gradients gradients("unscale_grad_", parameters);
+  for (const auto& part : gradients.parts)
+    kernels::unscale(gradients.device, part.dtype, part.live, scale, found_inf);
+  gradients.finish("unscale_grad_");
+}
+
 }  // namespace cairn::optim

@@ -1,4 +1,4 @@
-// Gradient clipping, in place. Parameters without a gradient are skipped.
+// Gradient clipping and unscaling, in place. Parameters without a gradient are skipped.
 #pragma once
 
 #include <span>
@@ -17,5 +17,10 @@ Tensor clip_grad_norm_(std::span<const Tensor> parameters, double max_norm, doub
 Tensor grad_norm(std::span<const Tensor> parameters, double norm_type = 2);
 // Clamps every element to [-clip_value, clip_value].
 void clip_grad_value_(std::span<const Tensor> parameters, double clip_value);
+
+// Divides all gradients by scale; where one of them is NaN or infinite, found_inf becomes 1, else
+// it stays as it is. Both are f32 with one element, on the gradients' device. Nothing is read back.
+void unscale_grad_(std::span<const Tensor> parameters, const Tensor& scale,
+                   const Tensor& found_inf);
 
 }  // namespace cairn::optim

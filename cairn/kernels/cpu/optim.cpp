@@ -322,7 +322,7 @@ void cpu_update_scale(Out scale, Out tracker, Out skipped, Out found_inf,
     factor = static_cast<float>(factor * update.backoff);
     good = 0;
     *skipped.data<int64_t>() += 1;
-  } else if (++good == update.interval) {
+  } else if (++good >= update.interval) {
     const auto grown = static_cast<float>(factor * update.growth);
     if (std::isfinite(grown)) factor = grown;
     good = 0;
