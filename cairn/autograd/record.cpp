@@ -31,8 +31,10 @@ bool will_record(std::span<const Tensor> inputs) {
 Edge edge_to(const Tensor& input) {
   if (!requires_grad(input)) return {};
   auto meta = std::static_pointer_cast<AutogradMeta>(input.grad_meta());
-  // A leaf may have been moved since (Tensor::set_data).
-  if (!meta->node && !(meta->strides == input.strides() && meta->device == input.device())) {
+  // A leaf may have been moved or converted since (Tensor::set_data).
+  if (!meta->node && !(meta->strides == input.strides() && meta->device == input.device() &&
+                       meta->dtype == input.dtype())) {
+    meta->dtype = input.dtype();
     meta->strides = input.strides();
     meta->device = input.device();
   }

@@ -13,17 +13,32 @@ namespace {
 
 bool add_once(std::set<const void*>& seen, const Tensor& t) { return seen.insert(t.id()).second; }
 
-// A copy of `t` on `device` with the same strides where they are dense.
-Tensor moved(const Tensor& t, Device device) { return raw::to(t, t.dtype(), device); }
+// A copy of `t` with the same strides where they are dense.
+Tensor moved(const Tensor& t, const TensorOptions& options) {
+  return raw::to(t, options.dtype, options.device);
+}
 
 // As moved(); a convolution's weight, or its gradient, goes from the layout that its device's
-// kernels read to the one that `device`'s do.
-Tensor moved_parameter(const Tensor& t, Device device) {
-  if (!is_conv2d_weight(t)) return moved(t, device);
+// kernels read to the one that the new device's do.
+Tensor moved_parameter(const Tensor& t, const TensorOptions& options) {
+  if (!is_conv2d_weight(t)) return moved(t, options);
   const Tensor out =
-      empty_strided(t.shape(), conv2d_weight_strides(device, t.shape()), {t.dtype(), device});
+      empty_strided(t.shape(), conv2d_weight_strides(options.device, t.shape()), options);
   raw::copy_(out, t);
   return out;
+}
+
+// The parameter and its gradient, if it has one.
+void move_parameter(const Tensor& p, const TensorOptions& options) {
+  p.set_data(moved_parameter(p, options));
+  AutogradMeta* meta = autograd_meta(p);
+  if (meta == nullptr) return;
+  meta->dtype = options.dtype;
+  meta->device = options.device;
+  meta->strides = p.strides();
+  meta->grad =
+      meta->grad.defined() && meta->has_grad ? moved_parameter(meta->grad, options) : Tensor{};
+  meta->zeros.clear();
 }
 
 // ", missing a, b" and the like; nothing for an empty list.
@@ -76,6 +91,12 @@ Tensor Module::parameter(const std::string& name, const Tensor& tensor) {
 Tensor Module::buffer(const std::string& name, const Tensor& tensor, bool persistent) {
   check_name("buffer", name);
   if (tensor.defined()) buffers_.push_back({name, tensor, persistent});
+  return tensor;
+}
+
+Tensor Module::statistics(const std::string& name, const Tensor& tensor) {
+  check_name("statistics", name);
+  if (tensor.defined()) buffers_.push_back({name, tensor, true, true});
   return tensor;
 }
 
@@ -154,16 +175,23 @@ void Module::set_requires_grad(bool value) {
 }
 
 void Module::to(Device device) {
-  for (const Tensor& p : parameters()) {
-    if (p.device() == device) continue;
-    p.set_data(moved_parameter(p, device));
-    AutogradMeta* meta = autograd_meta(p);
-    if (meta == nullptr || !meta->grad.defined()) continue;
-    meta->grad = meta->has_grad ? moved_parameter(meta->grad, device) : Tensor{};
-    meta->zeros.clear();
-  }
+  for (const Tensor& p : parameters())
+    if (p.device() != device) move_parameter(p, {p.dtype(), device});
   for (const Tensor& b : buffers())
-    if (b.device() != device) b.set_data(moved(b, device));
+    if (b.device() != device) b.set_data(moved(b, {b.dtype(), device}));
+}
+
+void Module::to(DType dtype) {
+  check(is_floating(dtype), "to: dtype must be floating, got ", dtype);
+  for (const Tensor& p : parameters())
+    if (p.dtype() != dtype) move_parameter(p, {dtype, p.device()});
+  visit(*this, "", [&](const std::string&, Module& m) {
+    for (const Buffer& b : m.buffers_) {
+      const DType wanted = b.statistics ? compute_dtype(dtype) : dtype;
+      if (is_floating(b.tensor.dtype()) && b.tensor.dtype() != wanted)
+        b.tensor.set_data(moved(b.tensor, {wanted, b.tensor.device()}));
+    }
+  });
 }
 
 StateDict Module::state_dict() const {

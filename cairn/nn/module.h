@@ -80,6 +80,9 @@ class Module {
   // Moves parameters, gradients and buffers; the tensors stay the same handles. Do this before
   // making the optimizer, so that its memory lies on the same device.
   void to(Device device);
+  // Converts floating parameters, gradients and buffers; running statistics stay f32 beside halves.
+  // Floating dtypes only. As above, before making the optimizer.
+  void to(DType dtype);
 
   // --- state -----------------------------------------------------------------------------------
   // Parameters and persistent buffers by dotted path, aliasing the module; the order is PyTorch's:
@@ -98,6 +101,9 @@ class Module {
   Tensor parameter(const std::string& name, const Tensor& tensor);
   // Registers a buffer: state that is no parameter. Not persistent: left out of the state dict.
   Tensor buffer(const std::string& name, const Tensor& tensor, bool persistent = true);
+  // A persistent buffer of running averages: to(dtype) leaves it f32 where dtype is a half, in
+  // which small steps would be lost.
+  Tensor statistics(const std::string& name, const Tensor& tensor);
   // Makes a root module a child of this one; for containers that own their modules.
   void adopt(const std::string& name, Module& module);
 
@@ -106,6 +112,7 @@ class Module {
     std::string name;
     Tensor tensor;
     bool persistent;
+    bool statistics = false;
   };
 
   void check_name(const char* op, const std::string& name) const;

@@ -76,11 +76,13 @@ Tensor Tensor::alias() const {
 }
 
 void Tensor::set_data(const Tensor& data) const {
-  check(data.shape() == shape() && data.dtype() == dtype(), "set_data: data must be ", dtype(), " ",
-        shape(), ", got ", data.dtype(), " ", data.shape());
+  check(data.shape() == shape() && is_floating(data.dtype()) == is_floating(dtype()),
+        "set_data: data must be ", dtype(), " ", shape(), ", got ", data.dtype(), " ",
+        data.shape());
   impl_->storage = data.impl_->storage;
   impl_->strides = data.impl_->strides;
   impl_->offset = data.impl_->offset;
+  impl_->dtype = data.impl_->dtype;
 }
 
 double Tensor::item_f64() const {

@@ -85,8 +85,8 @@ class Tensor {
 
   // A new tensor on the same memory, without gradient metadata.
   Tensor alias() const;
-  // Makes this tensor (all its handles) refer to `data`'s memory; shape and dtype must agree.
-  // For parameters that move into an arena or to another device.
+  // Makes this tensor (all its handles) refer to `data`'s memory and take its dtype; of the same
+  // shape, floating as this or not. For parameters that move to an arena, a device or a dtype.
   void set_data(const Tensor& data) const;
 
   const std::shared_ptr<GradMeta>& grad_meta() const { return impl_->grad_meta; }
