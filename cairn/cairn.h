@@ -79,6 +79,7 @@
 #include "cairn/trainer/metrics.h"
 #include "cairn/trainer/module.h"
 #include "cairn/trainer/options.h"
+#include "cairn/trainer/precision.h"
 #include "cairn/trainer/progress.h"
 #include "cairn/trainer/stage.h"
 #include "cairn/trainer/strategy.h"

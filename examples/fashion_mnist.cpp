@@ -94,6 +94,7 @@ struct Options {
   int64_t max_steps = -1;
   int64_t batch_size = 128;
   double lr = 1e-3;
+  std::string precision = "32-true";
   int threads = 0;
   std::string accelerator = "auto";
   uint64_t seed = 0;
@@ -109,6 +110,9 @@ void add_options(CLI::App& app, Options& o) {
       ->capture_default_str();
   app.add_option("--batch-size", o.batch_size, "images per step")->capture_default_str();
   app.add_option("--lr", o.lr, "learning rate of Adam")->capture_default_str();
+  app.add_option("--precision", o.precision,
+                 "32-true, 64-true, bf16-true, 16-true, bf16-mixed or 16-mixed")
+      ->capture_default_str();
   app.add_option("--threads", o.threads, "threads; 0: one per processor")->capture_default_str();
   app.add_option("--accelerator", o.accelerator, "auto (a GPU where there is one), cpu or gpu")
       ->capture_default_str();
@@ -170,6 +174,7 @@ void write_result(const Options& o, const trainer::Trainer& trainer, const StepT
         {"max_steps", o.max_steps},
         {"batch_size", o.batch_size},
         {"lr", o.lr},
+        {"precision", o.precision},
         {"threads", num_threads()},
         {"device", cat(trainer.strategy().root_device())},
         {"seed", o.seed},
@@ -204,6 +209,7 @@ void train(const Options& o) {
   trainer::Trainer trainer({.max_epochs = o.max_epochs,
                             .max_steps = o.max_steps,
                             .accelerator = o.accelerator,
+                            .precision = o.precision,
                             .callbacks = {timer,
                                           trainer::ModelCheckpoint({
                                               .dirpath = o.output + "/checkpoints",

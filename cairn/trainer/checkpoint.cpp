@@ -29,6 +29,7 @@ template <class C, class Fn>
 void for_each_state(C& c, Fn&& fn) {
   fn("optimizer", c.optimizer);
   fn("lr_schedulers", c.lr_schedulers);
+  fn("precision", c.precision);
   fn("loops", c.progress);
   fn("metrics", c.metrics);
   fn("rng", c.rng);
@@ -131,7 +132,10 @@ void read_sections(const std::string& text, Checkpoint& c) {
   c.global_step = j.at("global_step").get<int64_t>();
   c.version = j.at("version").get<std::string>();
   c.weights_only = j.at("weights_only").get<bool>();
-  for_each_state(c, [&](const char* name, State& state) { state = state_from(j.at(name)); });
+  for_each_state(c, [&](const char* name, State& state) {
+    if (&state == &c.precision && !j.contains(name)) return;  // a file from before that section
+    state = state_from(j.at(name));
+  });
   for (const auto& [key, state] : j.at("callbacks").items()) c.callbacks[key] = state_from(state);
 }
 

@@ -34,6 +34,7 @@ struct Checkpoint {
   Tensors optimizer_tensors;  // moments and the like
   State optimizer;
   State lr_schedulers;
+  State precision;    // the loss scale, of "16-mixed"
   Tensors gradients;  // only inside an accumulation window
   State progress;     // the loops
   State metrics;      // means of the running epoch

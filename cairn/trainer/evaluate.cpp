@@ -82,6 +82,7 @@ void Trainer::run_evaluation(const RunOptions& options) {
     call_own(hooks::kLoadCheckpoint, &TrainingModule::on_load_checkpoint, checkpoint);
     load_weights(*model_, checkpoint, path);
   }
+  precision_.convert(*model_);
   strategy_->setup(*model_);
   model_->zero_grad();
   const Limit& limit = stage_ == Stage::test      ? options_.limit_test_batches
@@ -155,10 +156,17 @@ void Trainer::evaluate_batch(const Evaluation& kind, Batch batch, int64_t batch_
   call(kind.names.batch_start, kind.batch_start.callback, kind.batch_start.module, batch,
        batch_idx);
   if (kind.step != nullptr) {
-    call_own(kind.names.step, kind.step, batch, batch_idx);
+    {
+      const Precision::Scope scope(precision_);
+      call_own(kind.names.step, kind.step, batch, batch_idx);
+    }
     call(kind.names.batch_end, kind.batch_end.callback, kind.batch_end.module, batch, batch_idx);
   } else {
-    Tensor prediction = call_own(kind.names.step, &TrainingModule::predict_step, batch, batch_idx);
+    Tensor prediction;
+    {
+      const Precision::Scope scope(precision_);
+      prediction = call_own(kind.names.step, &TrainingModule::predict_step, batch, batch_idx);
+    }
     call(kind.names.batch_end, &Callback::on_predict_batch_end,
          &TrainingModule::on_predict_batch_end, prediction, batch, batch_idx);
     predictions_.push_back(std::move(prediction));
@@ -170,6 +178,7 @@ Batch Trainer::transfer(Batch batch) {
   call_own(hooks::kTransfer, &TrainingModule::on_before_batch_transfer, batch);
   batch = call_own(hooks::kTransfer, &TrainingModule::transfer_batch_to_device, batch,
                    strategy_->root_device());
+  batch = precision_.convert(std::move(batch));
   call_own(hooks::kTransfer, &TrainingModule::on_after_batch_transfer, batch);
   return batch;
 }

@@ -13,9 +13,11 @@ namespace cairn::trainer {
 void Trainer::run_fit(const RunOptions& options) {
   load_to_resume(options.ckpt_path);
   restore_modules();
+  precision_.convert(*model_);
   strategy_->setup(*model_);
   optimizer_ = model_->configure_optimizers();
   check(optimizer_.optimizer != nullptr, "configure_optimizers: optimizer must be given, got none");
+  precision_.connect(*optimizer_.optimizer, strategy_->root_device());
   const bool resumed = resume_.has_value();
   restore_training();
   prepare_captures();
@@ -212,7 +214,11 @@ void Trainer::end_batch(const Tensor& loss, const Batch& batch) {
 
 // The loss as training_step gave it, without its graph; undefined for a batch that is skipped.
 Tensor Trainer::forward_backward(const Batch& batch, int64_t batch_idx, bool closes_window) {
-  Tensor loss = call_own(hooks::kTrainingStep, &TrainingModule::training_step, batch, batch_idx);
+  Tensor loss;
+  {
+    const Precision::Scope scope(precision_);
+    loss = call_own(hooks::kTrainingStep, &TrainingModule::training_step, batch, batch_idx);
+  }
   if (!loss.defined()) {
     check(!metrics_.recording(), "training_step: a captured step must give a loss");
     warn("fit: training_step gave no loss, so its batch was skipped");
@@ -224,6 +230,7 @@ Tensor Trainer::forward_backward(const Batch& batch, int64_t batch_idx, bool clo
   Tensor scaled = options_.accumulate_grad_batches == 1
                       ? loss
                       : div(loss, static_cast<double>(options_.accumulate_grad_batches));
+  scaled = precision_.scaled(scaled);
   if (progress_.window == 0) {
     optim::Optimizer& optimizer = *optimizer_.optimizer;
     call(hooks::kBeforeZeroGrad, &Callback::on_before_zero_grad,
@@ -243,6 +250,7 @@ Tensor Trainer::forward_backward(const Batch& batch, int64_t batch_idx, bool clo
 
 void Trainer::step_optimizer() {
   optim::Optimizer& optimizer = *optimizer_.optimizer;
+  precision_.before_step(optimizer);
   call(hooks::kBeforeOptimizerStep, &Callback::on_before_optimizer_step,
        &TrainingModule::on_before_optimizer_step, optimizer);
   call_own(hooks::kGradientClipping, &TrainingModule::configure_gradient_clipping, optimizer,
@@ -250,6 +258,7 @@ void Trainer::step_optimizer() {
   {
     const profiler::Range range(hooks::kOptimizerStep.name);
     strategy_->optimizer_step(optimizer);
+    precision_.after_step();
   }
   progress_.window = 0;
 }

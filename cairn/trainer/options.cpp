@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "cairn/tensor/cuda.h"
+#include "cairn/trainer/precision.h"
 
 namespace cairn::trainer {
 namespace {
@@ -115,6 +116,7 @@ void check_options(const TrainerOptions& o) {
   };
   check_switch("resident_data", o.resident_data);
   check_switch("capture_steps", o.capture_steps);
+  (void)Precision(o.precision);
   check(o.profiler.empty() || o.profiler == "simple",
         "Trainer: profiler must be simple or empty, got ", o.profiler);
   for (const auto& callback : o.callbacks)

@@ -112,6 +112,8 @@ struct TrainerOptions {
   Devices devices = "auto";          // "auto", 1
   std::string accelerator = "auto";  // "auto" (the GPU where there is one), "cpu", "gpu" ("cuda")
   StrategyChoice strategy = "auto";  // "auto", "single_device", a Strategy
+  // "32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"; see precision.h.
+  std::string precision = "32-true";
 
   std::vector<Held<Callback>> callbacks = {};
   LoggerChoice logger = true;

@@ -43,6 +43,7 @@ Checkpoint Trainer::make_checkpoint(bool weights_only) {
     optim::State optimizer = optimizer_.optimizer->state_dict();
     c.optimizer = numbers(optimizer);
     c.optimizer_tensors = std::move(optimizer.tensors);
+    c.precision = precision_.state_dict();
     if (optimizer_.schedule) c.lr_schedulers = numbers(optimizer_.schedule->state_dict());
     if (progress_.window > 0)
       for (const auto& [name, parameter] : model_->named_parameters())
@@ -113,6 +114,7 @@ void Trainer::restore_training() {
   if (!resume_) return;
   const Checkpoint& c = *resume_;
   optimizer_.optimizer->load_state_dict(optimizer_state(c.optimizer, c.optimizer_tensors));
+  precision_.load_state_dict(c.precision);
   check(c.lr_schedulers.empty() != (optimizer_.schedule != nullptr), "fit: '", resume_path_,
         "' must ",
         optimizer_.schedule ? "have a schedule's state, got none"

@@ -42,7 +42,8 @@ std::vector<Held<Callback>> choose_callbacks(const TrainerOptions& o) {
 
 }  // namespace
 
-Trainer::Trainer(TrainerOptions options) : options_(std::move(options)) {
+Trainer::Trainer(TrainerOptions options)
+    : options_(std::move(options)), precision_(options_.precision) {
   check_options(options_);
   strategy_ = choose_strategy(options_);
   given_callbacks_ = choose_callbacks(options_);

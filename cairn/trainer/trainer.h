@@ -26,6 +26,7 @@
 #include "cairn/trainer/metrics.h"
 #include "cairn/trainer/module.h"
 #include "cairn/trainer/options.h"
+#include "cairn/trainer/precision.h"
 #include "cairn/trainer/progress.h"
 #include "cairn/trainer/resident.h"
 #include "cairn/trainer/stage.h"
@@ -113,6 +114,7 @@ class Trainer {
   void save_checkpoint(const std::string& path, bool weights_only = false);
 
   Strategy& strategy() const { return *strategy_; }
+  const Precision& precision() const { return precision_; }
   // Throw Error outside of a fit.
   optim::Optimizer& optimizer() const;
   const OptimizerConfig& optimizer_config() const;
@@ -245,6 +247,7 @@ class Trainer {
 
   TrainerOptions options_;
   Held<Strategy> strategy_;
+  Precision precision_;
   std::vector<Held<Logger>> loggers_;
   std::vector<Held<Callback>> given_callbacks_;
   std::optional<int64_t> max_epochs_;
