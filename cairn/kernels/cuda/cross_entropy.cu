@@ -189,7 +189,7 @@ __device__ __forceinline__ void row_gradient(const CrossEntropy<T>& c,
   const int64_t hot = c.target != nullptr ? c.target[r] : -1;
   const int64_t row = r * c.classes;
   over_row<kSize, kEach>(c.logits + row, c.classes, [&](int64_t i, const Vector<T, kEach>& x) {
-    Vector<T, kEach> out;
+    Vector<T, kEach> out{};
     T* const to = g.dlogits + row + i;
     if (g.dlogits != nullptr && g.dlogits_add) out = *reinterpret_cast<Vector<T, kEach>*>(to);
 #pragma unroll
