@@ -4,6 +4,8 @@
 #pragma once
 
 #include "cairn/tensor/allocator.h"
+#include "cairn/tensor/capture.h"
+#include "cairn/tensor/cuda.h"
 #include "cairn/tensor/device.h"
 #include "cairn/tensor/dtype.h"
 #include "cairn/tensor/error.h"

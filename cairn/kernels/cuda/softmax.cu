@@ -68,8 +68,10 @@ __device__ __forceinline__ C lowest() {
   return -std::numeric_limits<C>::infinity();
 }
 
+// The bound keeps f64's registers within a block of that many threads.
 template <class T>
-__global__ void softmax_held(T* y, const T* x, Lines lines, Mode mode) {
+__global__ void __launch_bounds__(kMostLanes)
+    softmax_held(T* y, const T* x, Lines lines, Mode mode) {
   using C = Compute<T>;
   const int lane = static_cast<int>(threadIdx.x) % lines.lanes;
   const int64_t line = static_cast<int64_t>(blockIdx.x) * (blockDim.x / lines.lanes) +
@@ -113,8 +115,8 @@ __device__ __forceinline__ C gradient(C g, C y, C sum, bool log) {
 }
 
 template <class T>
-__global__ void softmax_gradient_held(T* dx, const T* g, const T* y, Lines lines, bool log,
-                                      bool add) {
+__global__ void __launch_bounds__(kMostLanes)
+    softmax_gradient_held(T* dx, const T* g, const T* y, Lines lines, bool log, bool add) {
   using C = Compute<T>;
   const int lane = static_cast<int>(threadIdx.x) % lines.lanes;
   const int64_t line = static_cast<int64_t>(blockIdx.x) * (blockDim.x / lines.lanes) +

@@ -43,10 +43,10 @@ void to_device(const Tensor& dst, const Tensor& src) {
   const cudaStream_t stream = current_stream(device);
   const auto bytes = static_cast<size_t>(dst.nbytes());
   // From pageable memory the call would wait for the stream.
-  Pinned pinned(dst.nbytes());
+  Pinned pinned(device, dst.nbytes());
   std::memcpy(pinned.data(), src.raw_data(), bytes);
   CAIRN_CUDA(cudaMemcpyAsync, dst.raw_data(), pinned.data(), bytes, cudaMemcpyHostToDevice, stream);
-  pinned.used_by(device, stream);
+  pinned.used_by(stream);
 }
 
 void to_host(const Tensor& dst, const Tensor& src) {
@@ -64,7 +64,7 @@ void to_host(const Tensor& dst, const Tensor& src) {
   const DeviceGuard guard(device);
   const cudaStream_t stream = current_stream(device);
   const auto bytes = static_cast<size_t>(src.nbytes());
-  Pinned pinned(src.nbytes());
+  Pinned pinned(device, src.nbytes());
   CAIRN_CUDA(cudaMemcpyAsync, pinned.data(), src.raw_data(), bytes, cudaMemcpyDeviceToHost, stream);
   wait_for(device, stream);
   std::memcpy(dst.raw_data(), pinned.data(), bytes);
@@ -75,6 +75,13 @@ void between_devices(const Tensor& dst, const Tensor& src) {
   const Tensor there =
       same_bytes(dst, from) ? dst : empty(dst.shape(), {dst.dtype(), dst.device()});
   const cudaStream_t stream = current_stream(src.device());
+  // The memory may still be in use by what the destination's stream was given before.
+  {
+    const DeviceGuard other(dst.device());
+    const OwnedEvent free = make_event();
+    CAIRN_CUDA(cudaEventRecord, free.get(), current_stream(dst.device()));
+    CAIRN_CUDA(cudaStreamWaitEvent, stream, free.get(), 0);
+  }
   const DeviceGuard guard(src.device());
   CAIRN_CUDA(cudaMemcpyPeerAsync, there.raw_data(), there.device().index, from.raw_data(),
              from.device().index, static_cast<size_t>(from.nbytes()), stream);

@@ -84,6 +84,9 @@ class Recording final : public Capture::Impl {
       : device_(device), generator_(&generator), offset_(generator.offset()) {
     check(!current.on, "capture: captures must not nest, got one inside another");
     shift_ = zeros({1}, {DType::i64, device});
+    // What ran before will run in the graph's own memory from now on. (This waits, once.)
+    allocator_of(device).release_cached();
+    advance_shift(shift_, 0);  // loads the kernel, which finish() may launch inside the capture
     pool_ = std::make_unique<Pool>(device);
     const DeviceGuard guard(device);
     try {

@@ -1,4 +1,4 @@
-// The cache of pinned blocks, by size.
+// The cache of pinned blocks, by device (an event belongs to one) and size.
 #include "cairn/tensor/cuda/pinned.h"
 
 #include <algorithm>
@@ -19,7 +19,7 @@ struct Idle {
 
 struct Cache {
   std::mutex mutex;
-  std::map<int64_t, std::list<Idle>> idle;
+  std::map<std::pair<int, int64_t>, std::list<Idle>> idle;
 };
 // Never freed: a block may come back while static objects are destroyed.
 Cache& cache() {
@@ -46,11 +46,11 @@ bool done(const Idle& block) {
 
 }  // namespace
 
-Pinned::Pinned(int64_t bytes) : size_(size_class(bytes)) {
+Pinned::Pinned(Device device, int64_t bytes) : device_(device), size_(size_class(bytes)) {
   {
     Cache& c = cache();
     const std::lock_guard lock(c.mutex);
-    std::list<Idle>& idle = c.idle[size_];
+    std::list<Idle>& idle = c.idle[{device.index, size_}];
     // The one that came back first is the likeliest to be done.
     if (!idle.empty() && done(idle.front())) {
       data_ = idle.front().data;
@@ -67,11 +67,11 @@ Pinned::Pinned(int64_t bytes) : size_(size_class(bytes)) {
 Pinned::~Pinned() {
   Cache& c = cache();
   const std::lock_guard lock(c.mutex);
-  c.idle[size_].push_back({data_, std::move(event_)});
+  c.idle[{device_.index, size_}].push_back({data_, std::move(event_)});
 }
 
-void Pinned::used_by(Device device, cudaStream_t stream) {
-  const DeviceGuard guard(device);
+void Pinned::used_by(cudaStream_t stream) {
+  const DeviceGuard guard(device_);
   if (!event_) event_ = make_event();
   CAIRN_CUDA(cudaEventRecord, event_.get(), stream);
 }

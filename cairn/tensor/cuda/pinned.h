@@ -13,16 +13,17 @@ namespace cairn::cuda {
 // A block for one copy. Fill (or read) it, queue the copy, then call used_by with its stream.
 class Pinned {
  public:
-  explicit Pinned(int64_t bytes);
+  Pinned(Device device, int64_t bytes);
   ~Pinned();
   Pinned(const Pinned&) = delete;
   Pinned& operator=(const Pinned&) = delete;
 
   std::byte* data() const { return data_; }
-  // The block is busy until what `stream` was given so far is done.
-  void used_by(Device device, cudaStream_t stream);
+  // The block is busy until what `stream` of the device was given so far is done.
+  void used_by(cudaStream_t stream);
 
  private:
+  Device device_;
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
   OwnedEvent event_;
