@@ -218,7 +218,7 @@ TEST_CASE("cuda: a convolution's plan is made once, timed where that is wanted")
 
   cuda::settings().benchmark = true;
   before = log;
-  // Three engines fit, each runs once and three times; then the call itself. Adding to live data
+  // Three engines fit: each runs once and is recorded ten times; then the call. Adding to live data
   // must happen once.
   compare(kPlain, DType::f32, true, 0.05);
   CHECK(log.executions == before.executions + 3 * (3 * (1 + 10) + 1));
