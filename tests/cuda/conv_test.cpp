@@ -13,33 +13,17 @@
 #include "tests/catch.h"
 #include "tests/cuda/emulator/emulator_control.h"
 #include "tests/cuda/emulator/fake_dnn.h"
+#include "tests/cuda/values.h"
 
 using namespace cairn;
 using kernels::ConvParams;
 using kernels::Dst;
+using test::difference;
+using test::random;
 
 namespace {
 
 const Device kGpu(DeviceType::cuda, 0);
-
-Tensor random(const Shape& shape, uint64_t seed) {
-  const Tensor t = empty(shape, {DType::f64});
-  Generator generator(seed);
-  uniform_(t, -1, 1, generator);
-  return t;
-}
-
-double difference(const Tensor& a, const Tensor& b) {
-  const Tensor x = raw::contiguous(raw::to(a, DType::f64, kCPU));
-  const Tensor y = raw::contiguous(raw::to(b, DType::f64, kCPU));
-  REQUIRE(x.shape() == y.shape());
-  double most = 0;
-  for (int64_t i = 0; i < x.numel(); ++i) {
-    const double d = std::abs(x.data<double>()[i] - y.data<double>()[i]);
-    if (!(d <= most)) most = std::isnan(d) ? 1e30 : d;
-  }
-  return most;
-}
 
 // Forgets all plans, so that a change of what the library knows counts.
 void forget_plans() { kernels::cuda::set_dnn_api(&emulator::fake_dnn()); }

@@ -7,11 +7,8 @@
 
 namespace cairn::emulator {
 
-void set_device_count(int count);
-void set_memory(int64_t bytes);  // of each device
-int64_t memory_in_use();         // bytes that cudaMalloc gave out
-int64_t runtime_waits();         // calls that block the host until a device is done
-int64_t launches();              // kernels, copies and graphs that ran
+int64_t runtime_waits();  // calls that block the host until a device is done
+int64_t launches();       // kernels, copies and graphs that ran
 // The next call of this function of the runtime fails like that.
 void fail_next(const char* call, cudaError_t error);
 // Order in which the threads of a block take turns; a missing barrier shows in one of them.

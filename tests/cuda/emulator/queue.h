@@ -9,6 +9,5 @@ namespace cairn::emulator {
 
 // Runs `work` in the stream's turn, or at every launch of the graph that is being captured.
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);
-bool is_capturing(cudaStream_t stream);
 
 }  // namespace cairn::emulator

@@ -54,8 +54,8 @@ struct DeviceBlock {
 
 // Recursive: work that runs may call back.
 std::recursive_mutex mutex;
-int devices = 1;
-int64_t capacity = int64_t{8} << 30;
+constexpr int kDevices = 1;
+constexpr int64_t kCapacity = int64_t{8} << 30;
 int64_t used = 0;
 int64_t wait_calls = 0;
 int64_t launched = 0;
@@ -127,8 +127,6 @@ cudaError_t enqueue(cudaStream_t stream, Work work) {
   return cudaSuccess;
 }
 
-bool is_capturing(cudaStream_t stream) { return stream->capture != nullptr; }
-
 cudaError_t submit(const char* name, dim3 blocks, dim3 threads, size_t shared, cudaStream_t stream,
                    std::function<void()> body) {
   if (const cudaError_t error = planned_failure("cudaLaunchKernelExC")) return error;
@@ -145,9 +143,6 @@ cudaError_t submit(const char* name, dim3 blocks, dim3 threads, size_t shared, c
   });
 }
 
-void set_device_count(int count) { devices = count; }
-void set_memory(int64_t bytes) { capacity = bytes; }
-int64_t memory_in_use() { return used; }
 int64_t runtime_waits() { return wait_calls; }
 int64_t launches() { return launched; }
 void fail_next(const char* call, cudaError_t error) {
@@ -169,8 +164,8 @@ extern "C" {
 // --- devices
 // ---------------------------------------------------------------------------------------
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = devices;
-  return devices > 0 ? cudaSuccess : result(cudaErrorNoDevice);
+  *count = kDevices;
+  return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {
   *version = CUDART_VERSION;
@@ -181,7 +176,7 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-  if (device < 0 || device >= devices) return result(cudaErrorInvalidDevice);
+  if (device < 0 || device >= kDevices) return result(cudaErrorInvalidDevice);
   current_device = device;
   return cudaSuccess;
 }
@@ -208,12 +203,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int device) {
-  if (device < 0 || device >= devices) return result(cudaErrorInvalidDevice);
+  if (device < 0 || device >= kDevices) return result(cudaErrorInvalidDevice);
   *found = {};
   std::strcpy(found->name, "emulated on the host");
   found->major = 9;
   found->multiProcessorCount = 4;
-  found->totalGlobalMem = static_cast<size_t>(capacity);
+  found->totalGlobalMem = static_cast<size_t>(kCapacity);
   found->l2CacheSize = 1 << 20;
   found->sharedMemPerBlockOptin = 227 << 10;
   return cudaSuccess;
@@ -221,7 +216,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int device) {
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
-cudaError_t cudaPeekAtLastError() { return last_error; }
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
@@ -256,14 +250,14 @@ const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(erro
 // ----------------------------------------------------------------------------------------
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   const std::lock_guard lock(mutex);
-  *total = static_cast<size_t>(capacity);
-  *free = static_cast<size_t>(capacity - used);
+  *total = static_cast<size_t>(kCapacity);
+  *free = static_cast<size_t>(kCapacity - used);
   return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** out, size_t size) {
   const std::lock_guard lock(mutex);
   if (const cudaError_t error = planned_failure("cudaMalloc")) return error;
-  if (used + static_cast<int64_t>(size) > capacity) return result(cudaErrorMemoryAllocation);
+  if (used + static_cast<int64_t>(size) > kCapacity) return result(cudaErrorMemoryAllocation);
   const size_t whole = size + 2 * kFence;
   // As on a device, memory is aligned to 256 bytes and holds anything; here it holds NaNs.
   auto* const memory = static_cast<unsigned char*>(
