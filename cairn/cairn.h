@@ -68,6 +68,14 @@
 #include "cairn/data/sampler.h"
 #include "cairn/data/transform.h"
 
+#include "cairn/dist/call.h"
+#include "cairn/dist/deadline.h"
+#include "cairn/dist/flight_recorder.h"
+#include "cairn/dist/local_group.h"
+#include "cairn/dist/process_group.h"
+#include "cairn/dist/store.h"
+#include "cairn/dist/work.h"
+
 #include "cairn/trainer/callback.h"
 #include "cairn/trainer/callbacks/early_stopping.h"
 #include "cairn/trainer/callbacks/learning_rate_monitor.h"

@@ -1,0 +1,45 @@
+// HostGroup: a process group whose calls run one after another on the host.
+// Invariant: calls run in the order in which they were asked for, one at a time.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <thread>
+
+#include "cairn/dist/process_group.h"
+
+namespace cairn::dist {
+
+class HostGroup : public ProcessGroup {
+ protected:
+  explicit HostGroup(GroupOptions options) : ProcessGroup(std::move(options)) {}
+  ~HostGroup() override;
+
+  // Does the call, or throws: TimeoutError past its deadline, CommError for peers and the network.
+  // After that it is not called again.
+  virtual void run(const Call& call) = 0;
+  // After run() threw, before anybody hears of it: lets the other ranks know. Must not throw.
+  virtual void failed(const Call& call, const std::exception& error) noexcept = 0;
+  // Ends the thread after the running call; those that wait fail. To be called first by the
+  // destructors of classes that implement run().
+  void stop() noexcept;
+
+ private:
+  struct Task;
+
+  Work submit(Call call, bool async_op) final;
+  void execute(Task& task) noexcept;
+  void work_off();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::shared_ptr<Task>> queue_;
+  bool busy_ = false;  // a call runs, on the thread or in place
+  bool stopping_ = false;
+  std::exception_ptr broken_;
+  std::thread thread_;  // from the first asynchronous call on
+};
+
+}  // namespace cairn::dist
