@@ -20,11 +20,7 @@ class LocalGroup : public HostGroup {
 
   std::shared_ptr<ProcessGroup> subgroup(const std::vector<int>& ranks,
                                          const std::string& name) override {
-    check(ranks == std::vector<int>{0}, "subgroup: ranks must be [0] in a group of one, got ",
-          ranks.size(), " ranks");
-    GroupOptions sub = options();
-    sub.name = cat(sub.name, "/", name);
-    return std::make_shared<LocalGroup>(std::move(sub));
+    return std::make_shared<LocalGroup>(*sub_options(ranks, name));
   }
 
  private:

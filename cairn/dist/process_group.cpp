@@ -255,6 +255,26 @@ Work ProcessGroup::number_and_submit(Call call, const CallOptions& options) {
   return work;
 }
 
+std::optional<GroupOptions> ProcessGroup::sub_options(const std::vector<int>& ranks,
+                                                      const std::string& name) const {
+  check(!ranks.empty() && !name.empty(), "subgroup: it must have ranks and a name, got ",
+        ranks.size(), " ranks and '", name, "'");
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    check(ranks[i] >= 0 && ranks[i] < size(), "subgroup: ranks must be 0 to ", size() - 1, ", got ",
+          ranks[i]);
+    check(std::find(ranks.begin(), ranks.begin() + static_cast<int64_t>(i), ranks[i]) ==
+              ranks.begin() + static_cast<int64_t>(i),
+          "subgroup: ranks must differ, got ", ranks[i], " twice");
+  }
+  const auto own = std::find(ranks.begin(), ranks.end(), rank());
+  if (own == ranks.end()) return std::nullopt;
+  GroupOptions sub = options_;
+  sub.rank = static_cast<int>(own - ranks.begin());
+  sub.size = static_cast<int>(ranks.size());
+  sub.name = cat(options_.name, "/", name);
+  return sub;
+}
+
 Tensor ProcessGroup::shared_tensor(int64_t numel, DType dtype) {
   return zeros({numel}, {dtype, Device(device_type())});
 }

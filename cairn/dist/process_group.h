@@ -123,6 +123,11 @@ class ProcessGroup {
  protected:
   explicit ProcessGroup(GroupOptions options);
 
+  // Of the subgroup of these ranks: its own rank, size and name below this group's; nothing where
+  // this rank is not among them. Error for ranks that are none or doubled.
+  std::optional<GroupOptions> sub_options(const std::vector<int>& ranks,
+                                          const std::string& name) const;
+
   // Starts the call. Its tensors are ready, see Call; the deadline is set.
   virtual Work submit(Call call, bool async_op) = 0;
 
