@@ -13,6 +13,8 @@ int64_t launches();       // kernels, copies and graphs that ran
 void fail_next(const char* call, cudaError_t error);
 // Order in which the threads of a block take turns; a missing barrier shows in one of them.
 void set_backwards(bool on);
+// Lets every stream do the first pieces of its work, `count` at most, as a device that is slow.
+void advance(int64_t count);
 // Device blocks whose guard bytes have been written to so far.
 int64_t guard_violations();
 

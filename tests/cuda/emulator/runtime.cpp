@@ -2,9 +2,11 @@
 // Invariant: what a stream was given runs in order when somebody waits for it (or for another
 // stream or event that comes after it), never earlier.
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -33,14 +35,20 @@ struct CUgraphExec_st {
   std::vector<Work> nodes;
 };
 struct CUevent_st {
-  int pending = 0;  // records that their stream has not come to
-  CUstream_st* stream = nullptr;
-  bool destroyed = false;  // goes with the last of them
+  int64_t asked = 0, reached = 0;  // records, and those that their stream has come to
+  CUstream_st* stream = nullptr;   // of the last one
+  int held = 0;                    // by work that is still to be done
+  bool destroyed = false;          // goes with the last of that
+  // Recorded in a capture: it stands for the stream's first `recorded` pieces of work there.
+  std::weak_ptr<CUgraph_st> graph;
+  size_t recorded = 0;
 };
 struct CUstream_st {
   std::deque<Work> queue;
-  std::unique_ptr<CUgraph_st> capture;
-  bool broken = false;  // the capture was spoilt
+  // A stream joins another one's capture by waiting for an event of it.
+  std::shared_ptr<CUgraph_st> capture;
+  bool broken = false;              // the capture was spoilt
+  size_t recorded = 0, joined = 0;  // pieces of work in the capture, and those others wait for
 };
 
 namespace cairn::emulator {
@@ -87,8 +95,8 @@ bool is_pinned(const void* p) {
   return byte < at->first + at->second;
 }
 
-void drain(CUstream_st* stream) {
-  while (!stream->queue.empty()) {
+void drain(CUstream_st* stream, int64_t most = std::numeric_limits<int64_t>::max()) {
+  for (; most > 0 && !stream->queue.empty(); --most) {
     const Work work = std::move(stream->queue.front());
     stream->queue.pop_front();
     work();
@@ -96,6 +104,15 @@ void drain(CUstream_st* stream) {
 }
 void drain_all() {
   for (CUstream_st* stream : streams) drain(stream);
+}
+
+// What the event's stream does before its record number `target`, and that.
+void drain_to(CUstream_st* stream, const CUevent_st* event, int64_t target) {
+  while (event->reached < target && !stream->queue.empty()) drain(stream, 1);
+}
+
+void let_go(CUevent_st* event) {
+  if (--event->held == 0 && event->destroyed) delete event;
 }
 
 bool any_capture() {
@@ -117,13 +134,28 @@ void check_fences(const DeviceBlock& block) {
 cudaError_t enqueue(cudaStream_t stream, Work work) {
   const std::lock_guard lock(mutex);
   if (stream == nullptr) return result(cudaErrorInvalidResourceHandle);  // the library has its own
-  if (stream->capture)
+  if (stream->capture) {
     stream->capture->nodes.push_back(std::move(work));
-  else
+    ++stream->recorded;
+  } else
     stream->queue.push_back([work = std::move(work)] {
       ++launched;
       work();
     });
+  return cudaSuccess;
+}
+
+// The first wait of an idle stream for a capture's event makes it part of the capture.
+static cudaError_t wait_in_capture(CUstream_st* stream, CUevent_st* event) {
+  const std::shared_ptr<CUgraph_st> graph = event->graph.lock();
+  if (graph == nullptr) return result(cudaErrorInvalidValue);
+  if (stream->capture == nullptr) {
+    stream->capture = graph;
+    stream->recorded = stream->joined = 0;
+  } else if (stream->capture != graph) {
+    return result(cudaErrorStreamCaptureIsolation);
+  }
+  event->stream->joined = std::max(event->stream->joined, event->recorded);
   return cudaSuccess;
 }
 
@@ -148,6 +180,10 @@ int64_t launches() { return launched; }
 void fail_next(const char* call, cudaError_t error) {
   failing_call = call;
   failing_error = error;
+}
+void advance(int64_t count) {
+  const std::lock_guard lock(mutex);
+  for (CUstream_st* stream : streams) drain(stream, count);
 }
 int64_t guard_violations() {
   const std::lock_guard lock(mutex);
@@ -213,6 +249,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int device) {
   found->sharedMemPerBlockOptin = 227 << 10;
   return cudaSuccess;
 }
+cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int device) {
+  std::snprintf(id, static_cast<size_t>(length), "0000:%02x:00.0", device);
+  return cudaSuccess;
+}
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
@@ -238,6 +278,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorStreamCaptureUnsupported";
     case cudaErrorStreamCaptureInvalidated:
       return "cudaErrorStreamCaptureInvalidated";
+    case cudaErrorStreamCaptureUnjoined:
+      return "cudaErrorStreamCaptureUnjoined";
     case cudaErrorIllegalAddress:
       return "cudaErrorIllegalAddress";
     default:
@@ -378,30 +420,40 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* out, unsigned) {
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   const std::lock_guard lock(mutex);
   event->destroyed = true;
-  if (event->pending == 0) delete event;
+  if (event->held == 0) delete event;
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const std::lock_guard lock(mutex);
-  ++event->pending;
   event->stream = stream;
+  event->graph = stream->capture;
+  event->recorded = stream->recorded;
+  if (stream->capture) return cudaSuccess;
+  ++event->asked;
+  ++event->held;
   return enqueue(stream, [event] {
-    if (--event->pending == 0 && event->destroyed) delete event;
+    ++event->reached;
+    let_go(event);
   });
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const std::lock_guard lock(mutex);
-  if (event->pending == 0 || event->stream == stream) return cudaSuccess;
-  CUstream_st* const other = event->stream;
-  return enqueue(stream, [other] { drain(other); });
+  if (!event->graph.expired()) return wait_in_capture(stream, event);
+  if (event->reached == event->asked || event->stream == stream) return cudaSuccess;
+  ++event->held;
+  return enqueue(stream, [event, other = event->stream, target = event->asked] {
+    drain_to(other, event, target);
+    let_go(event);
+  });
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-  return event->pending > 0 ? result(cudaErrorNotReady) : cudaSuccess;
+  const std::lock_guard lock(mutex);
+  return event->reached < event->asked ? result(cudaErrorNotReady) : cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const std::lock_guard lock(mutex);
   ++wait_calls;
-  if (event->pending > 0) drain(event->stream);
+  if (event->stream != nullptr) drain_to(event->stream, event, event->asked);
   return cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
@@ -415,7 +467,7 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   const std::lock_guard lock(mutex);
   if (stream->capture) return result(cudaErrorInvalidValue);
-  stream->capture = std::make_unique<CUgraph_st>();
+  stream->capture = std::make_shared<CUgraph_st>();
   stream->broken = false;
   return cudaSuccess;
 }
@@ -427,8 +479,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const std::lock_guard lock(mutex);
   *graph = nullptr;
   if (!stream->capture) return result(cudaErrorInvalidValue);
-  const std::unique_ptr<CUgraph_st> recorded = std::move(stream->capture);
+  const std::shared_ptr<CUgraph_st> recorded = std::move(stream->capture);
+  bool joined = true;
+  for (CUstream_st* other : streams)
+    if (other != stream && other->capture == recorded) {
+      joined = joined && other->joined == other->recorded;
+      other->capture.reset();
+    }
   if (stream->broken) return result(cudaErrorStreamCaptureInvalidated);
+  if (!joined) return result(cudaErrorStreamCaptureUnjoined);
   *graph = new CUgraph_st(*recorded);
   return cudaSuccess;
 }

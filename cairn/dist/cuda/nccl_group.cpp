@@ -1,0 +1,288 @@
+// NcclGroup: calls on a stream of the group, watched by a thread.
+// Invariant: every call that was issued outside of a capture is watched until the GPU has done it
+// or the group is broken; a broken group's communicator is aborted before anybody hears of it.
+#include <condition_variable>
+#include <deque>
+#include <fstream>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cairn/dist/cuda/nccl_comm.h"
+#include "cairn/dist/nccl.h"
+#include "cairn/tensor/cuda/graph.h"
+#include "cairn/tensor/cuda/runtime.h"
+#include "cairn/tensor/factory.h"
+
+namespace cairn::dist::cuda {
+namespace {
+
+using cairn::cuda::current_stream;
+using cairn::cuda::DeviceGuard;
+using cairn::cuda::make_event;
+using cairn::cuda::OwnedEvent;
+using cairn::cuda::OwnedStream;
+
+// How often the watchdog looks while something runs, and what a closing group waits for others.
+constexpr Milliseconds kLook(20);
+constexpr Milliseconds kClose(5000);
+
+// A kernel of NCCL may begin before its peers are there, so the time of a call counts from its
+// beginning on this GPU, not from when the host asked.
+struct Flight {
+  Call call;
+  uint64_t ticket = 0;
+  OwnedEvent ready, begun, ended;
+  std::optional<Deadline> deadline;  // since it begun
+};
+
+// What calls, works and the watchdog share.
+struct Shared {
+  Device device;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::deque<std::shared_ptr<Flight>> flights;  // in order of issue
+  std::vector<std::shared_ptr<Flight>> idle;    // for reuse
+  std::exception_ptr broken;
+  std::optional<Deadline> closing;  // until when the last calls may go on
+};
+
+bool reached(const OwnedEvent& event) {
+  const cudaError_t state = cudaEventQuery(event.get());
+  if (state == cudaErrorNotReady) static_cast<void>(cudaGetLastError());
+  return state != cudaErrorNotReady;
+}
+
+struct NcclWork : WorkState {
+  NcclWork(std::shared_ptr<Shared> of, std::shared_ptr<Flight> what, bool on_host, bool in_graph)
+      : shared(std::move(of)), flight(std::move(what)), blocks(on_host), captured(in_graph) {}
+
+  bool is_completed() override { return captured || reached(flight->ended); }
+  void wait() override {
+    const DeviceGuard guard(shared->device);
+    // The watchdog ends it in time, by an abort.
+    if (blocks) cairn::cuda::wait_for(shared->device, flight->ended.get());
+    throw_if_broken();
+    CAIRN_CUDA(cudaStreamWaitEvent, current_stream(shared->device), flight->ended.get(), 0u);
+  }
+  void throw_if_broken() const {
+    const std::lock_guard lock(shared->mutex);
+    if (shared->broken) std::rethrow_exception(shared->broken);
+  }
+
+  std::shared_ptr<Shared> shared;
+  std::shared_ptr<Flight> flight;  // its events are reused only when nobody holds it
+  bool blocks, captured;
+};
+
+std::string host_and_gpu(Device device) {
+  std::string boot = "unknown";
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  char bus[32] = "";
+  CAIRN_CUDA(cudaDeviceGetPCIBusId, bus, static_cast<int>(sizeof bus), device.index);
+  return cat(boot, " ", bus);
+}
+
+class NcclGroup final : public ProcessGroup {
+ public:
+  NcclGroup(GroupOptions given, Device device)
+      : ProcessGroup(std::move(given)), api_(*nccl_api()), shared_(std::make_shared<Shared>()) {
+    cairn::cuda::check_device(device, "nccl");
+    shared_->device = device;
+    const DeviceGuard guard(device);
+    const Deadline deadline(timeout());
+    if (size() > 1) meet(deadline);
+    stream_ = cairn::cuda::make_stream();
+    scratch_ = zeros({1}, {DType::i32, device});
+    comm_ = std::make_unique<NcclComm>(api_, share_id(deadline), rank(), size(), deadline);
+    watchdog_ = std::thread([this] { watch(); });
+  }
+
+  ~NcclGroup() override {
+    {
+      std::unique_lock lock(shared_->mutex);
+      shared_->closing.emplace(timeout());
+      shared_->changed.notify_all();
+    }
+    watchdog_.join();  // after the last call ended or failed
+    comm_->close(Deadline(kClose));
+  }
+
+  std::string_view backend() const override { return "nccl"; }
+  DeviceType device_type() const override { return DeviceType::cuda; }
+  bool captures() const override { return true; }
+
+  std::shared_ptr<ProcessGroup> subgroup(const std::vector<int>& ranks,
+                                         const std::string& name) override {
+    const std::optional<GroupOptions> sub = sub_options(ranks, name);
+    return sub ? std::make_shared<NcclGroup>(*sub, shared_->device) : nullptr;
+  }
+
+ private:
+  std::string key(std::string_view what) const { return cat(name(), "/nccl/", what); }
+
+  // Two ranks on one GPU would wait for each other's kernels for ever.
+  void meet(const Deadline& deadline) {
+    Store& store = *options().store;
+    store.set(key(cat("gpu/", rank())), host_and_gpu(shared_->device));
+    store.barrier(key("meet"), rank(), size(), deadline.remaining());
+    std::vector<std::string> gpus;
+    for (int r = 0; r < size(); ++r)
+      gpus.push_back(store.get(key(cat("gpu/", r)), deadline.remaining()));
+    for (int r = 0; r < size(); ++r)
+      for (int other = r + 1; other < size(); ++other)
+        check(gpus[static_cast<size_t>(r)] != gpus[static_cast<size_t>(other)],
+              "nccl: every rank must have a GPU of its own, got the same one for ranks ", r,
+              " and ", other);
+  }
+
+  ncclUniqueId share_id(const Deadline& deadline) {
+    ncclUniqueId id{};
+    if (rank() == 0) {
+      const ncclResult_t made = api_.unique_id(&id);
+      if (made != ncclSuccess)
+        throw CommError(nccl_failure(api_, "ncclGetUniqueId", made, nullptr));
+      if (size() > 1) options().store->set(key("id"), std::string(id.internal, sizeof id.internal));
+      return id;
+    }
+    const std::string got = options().store->get(key("id"), deadline.remaining());
+    check(got.size() == sizeof id.internal, "nccl: the communicator's id must have ",
+          sizeof id.internal, " bytes, got ", got.size());
+    std::copy(got.begin(), got.end(), id.internal);
+    return id;
+  }
+
+  Work submit(Call call, bool) override {
+    const Device device = shared_->device;
+    for (const Tensor& t : {call.input, call.output})
+      if (t.defined())
+        check(t.device() == device, name_of(call.is.kind), ": tensor must be on ", device,
+              " as the group, got ", t.device());
+    const bool captured = cairn::cuda::capturing(device);
+    const bool barrier = call.is.kind == CallKind::barrier;
+    if (barrier) cairn::cuda::refuse_in_capture(device, "barrier", "wait for other processes");
+    const DeviceGuard guard(device);
+
+    std::unique_lock lock(shared_->mutex);
+    if (shared_->broken) std::rethrow_exception(shared_->broken);
+    std::shared_ptr<Flight> flight = take_flight();
+    flight->ticket = recorder_.asked(call);
+    flight->call = std::move(call);
+    // The stream of the group comes after what the caller's was given, also in a capture, which
+    // it joins by this.
+    CAIRN_CUDA(cudaEventRecord, flight->ready.get(), current_stream(device));
+    CAIRN_CUDA(cudaStreamWaitEvent, stream_.get(), flight->ready.get(), 0u);
+    CAIRN_CUDA(cudaEventRecord, flight->begun.get(), stream_.get());
+    try {
+      comm_->issue(flight->call, scratch_.raw_data(), stream_.get());
+    } catch (const TimeoutError&) {
+      break_with(*flight, std::current_exception());
+      throw;
+    } catch (const CommError& error) {
+      break_with(*flight, lost(describe(flight->call), error.what()));
+      std::rethrow_exception(shared_->broken);
+    }
+    CAIRN_CUDA(cudaEventRecord, flight->ended.get(), stream_.get());
+    if (captured) {
+      recorder_.ended(flight->ticket, true);  // that it was recorded is all there is to tell
+      flight->call.input = flight->call.output = {};
+    } else {
+      shared_->flights.push_back(flight);
+      shared_->changed.notify_all();
+    }
+    return Work(std::make_shared<NcclWork>(shared_, std::move(flight), barrier, captured));
+  }
+
+  std::shared_ptr<Flight> take_flight() {
+    for (std::shared_ptr<Flight>& old : shared_->idle)
+      if (old.use_count() == 1) {
+        std::swap(old, shared_->idle.back());
+        std::shared_ptr<Flight> flight = std::move(shared_->idle.back());
+        shared_->idle.pop_back();
+        flight->deadline.reset();
+        return flight;
+      }
+    auto flight = std::make_shared<Flight>();
+    flight->ready = make_event();
+    flight->begun = make_event();
+    flight->ended = make_event();
+    return flight;
+  }
+
+  std::exception_ptr lost(std::string_view doing, std::string_view why) const {
+    return std::make_exception_ptr(
+        CommError(cat(doing, ": rank ", rank(), " of ", size(), " lost the communicator: ", why)));
+  }
+
+  // With the lock held.
+  void break_with(Flight& flight, std::exception_ptr error) {
+    recorder_.ended(flight.ticket, false);
+    comm_->abort();
+    shared_->broken = std::move(error);
+  }
+
+  void watch() {
+    const DeviceGuard guard(shared_->device);
+    std::unique_lock lock(shared_->mutex);
+    for (;;) {
+      const bool idle = shared_->flights.empty();
+      if (shared_->closing && (idle || shared_->broken)) return;
+      if (shared_->closing && shared_->closing->expired()) return comm_->abort();
+      // An idle communicator is asked now and then too: its graphs run without a word to us.
+      shared_->changed.wait_for(lock, idle ? 10 * kLook : kLook,
+                                [&] { return shared_->closing && shared_->flights.empty(); });
+      if (!shared_->broken) look();
+    }
+  }
+
+  void look() {
+    while (!shared_->flights.empty()) {
+      Flight& first = *shared_->flights.front();
+      if (!first.deadline && reached(first.begun)) {
+        recorder_.started(first.ticket);
+        first.deadline.emplace(first.call.timeout);
+      }
+      if (!first.deadline || !reached(first.ended)) break;
+      recorder_.ended(first.ticket, true);
+      first.call.input = first.call.output = {};
+      shared_->idle.push_back(std::move(shared_->flights.front()));
+      shared_->flights.pop_front();
+    }
+    const std::string failure = comm_->failure();
+    Flight* const first = shared_->flights.empty() ? nullptr : shared_->flights.front().get();
+    const std::string doing =
+        first != nullptr ? describe(first->call) : cat("group '", name(), "'");
+    Flight none;
+    none.ticket = ~uint64_t{0};
+    if (!failure.empty()) {
+      break_with(first != nullptr ? *first : none, lost(doing, failure));
+    } else if (first != nullptr && first->deadline && first->deadline->expired()) {
+      break_with(*first,
+                 std::make_exception_ptr(TimeoutError(
+                     cat(doing, ": rank ", rank(), " of ", size(), " must be done within ",
+                         first->call.timeout.count(),
+                         " ms, but the GPU still waits for other ranks\nThe last collectives of "
+                         "rank ",
+                         rank(), " in the group '", name(), "':\n", recorder_.table()))));
+    }
+  }
+
+  const NcclApi& api_;
+  std::shared_ptr<Shared> shared_;
+  OwnedStream stream_;
+  Tensor scratch_;
+  std::unique_ptr<NcclComm> comm_;
+  std::thread watchdog_;
+};
+
+std::shared_ptr<ProcessGroup> make(GroupOptions options, Device device) {
+  return std::make_shared<NcclGroup>(std::move(options), device);
+}
+
+constexpr detail::NcclBackend kBackend{make, why_no_nccl};
+
+}  // namespace
+
+void fill_nccl() { detail::set_nccl_backend(&kBackend); }
+
+}  // namespace cairn::dist::cuda
