@@ -16,4 +16,5 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/cairn-config-version.cmak
 install(FILES ${PROJECT_BINARY_DIR}/cairn-config.cmake
   ${PROJECT_BINARY_DIR}/cairn-config-version.cmake
   ${PROJECT_SOURCE_DIR}/cmake/FindxxHash.cmake
+  ${PROJECT_SOURCE_DIR}/cmake/Findsodium.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/cairn)

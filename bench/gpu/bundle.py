@@ -29,7 +29,7 @@ OF_THE_SYSTEM = ("linux-vdso", "ld-linux", "libc.so", "libm.so", "libdl.so", "li
 FALLBACK = ("libstdc++.so", "libgcc_s.so")
 # Headers and libraries that a build needs; static ones but for Highway, which has none.
 DEPENDENCIES = ("libhwy-dev", "libhwy1", "zlib1g-dev", "nlohmann-json3-dev", "libcli11-dev",
-                "libxxhash-dev", "catch2")
+                "libxxhash-dev", "libsodium-dev", "catch2")
 CURL_HEADERS = "libcurl4-openssl-dev"  # the library is loaded at run time, by downloads only
 
 

@@ -33,8 +33,8 @@ const std::vector<std::string> kPrivateFolders = {"cairn/kernels/cpu/", "cairn/k
 
 // How the names of other libraries' headers start.
 const std::vector<std::string> kVendors = {"hwy/",   "nlohmann/", "curl/",    "CLI/",
-                                           "Eigen/", "zlib.h",    "xxhash.h", "cuda",
-                                           "cudnn",  "cublas",    "nccl"};
+                                           "Eigen/", "zlib.h",    "xxhash.h", "sodium",
+                                           "cuda",   "cudnn",     "cublas",   "nccl"};
 
 // What puts text on the terminal or ends the process; calls with their parenthesis.
 const std::vector<std::string> kOutput = {
