@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string>
 
 namespace cairn::dist {
 
@@ -11,6 +12,12 @@ using Milliseconds = std::chrono::milliseconds;
 
 // What a wait may last where nobody says otherwise.
 inline constexpr Milliseconds kDefaultTimeout = std::chrono::seconds(60);
+
+// "60 s", "250 ms".
+inline std::string in_words(Milliseconds time) {
+  const bool whole = time.count() % 1000 == 0 && time.count() != 0;
+  return whole ? std::to_string(time.count() / 1000) + " s" : std::to_string(time.count()) + " ms";
+}
 
 class Deadline {
  public:
