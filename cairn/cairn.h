@@ -74,6 +74,7 @@
 #include "cairn/dist/local_group.h"
 #include "cairn/dist/process_group.h"
 #include "cairn/dist/store.h"
+#include "cairn/dist/tcp_store.h"
 #include "cairn/dist/work.h"
 
 #include "cairn/trainer/callback.h"

@@ -207,7 +207,7 @@ Claim authenticate(Socket& socket, Side side, const AuthOptions& options, const 
   while (true) {
     Transfer now = socket.send_all(handshake.outgoing(), deadline);
     handshake.sent();
-    if (handshake.refused()) throw CommError(cat(what, ": ", handshake.refusal()));
+    if (handshake.refused()) throw RefusedError(cat(what, ": ", handshake.refusal()));
     if (handshake.done() && now == Transfer::done) return handshake.peer();
     const auto message = std::span(buffer).first(handshake.expects());
     if (now == Transfer::done) now = socket.recv_all(message, deadline);

@@ -82,9 +82,15 @@ class Handshake {
   std::string_view refusal_;
 };
 
-// The whole exchange over a new connection. Returns what the other end claims. CommError `what:
-// secret must be the run's, got another` (or: run, purpose), where the connection ends, or past the
-// deadline.
+// The other end is not of this run; trying again will not help.
+class RefusedError : public CommError {
+ public:
+  using CommError::CommError;
+};
+
+// The whole exchange over a new connection. Returns what the other end claims. RefusedError `what:
+// secret must be the run's, got another` (or: run, purpose, protocol); CommError where the
+// connection ends, or past the deadline.
 Claim authenticate(Socket& socket, Side side, const AuthOptions& options, const Claim& claim,
                    const Deadline& deadline, std::string_view what);
 

@@ -45,7 +45,7 @@ class Store {
   std::string get(std::string_view key) { return get(key, kDefaultTimeout); }
 
   // Returns once ranks 0 … world_size - 1 have all called it with this name; a name serves once.
-  // CommError `barrier 'name': 3 of 4 ranks joined, missing [2]` past the timeout.
+  // CommError `barrier 'name': 3 of 4 ranks joined within 60 s, missing [2]` past the timeout.
   void barrier(std::string_view name, int rank, int world_size,
                Milliseconds timeout = kDefaultTimeout);
 };
