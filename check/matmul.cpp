@@ -1,4 +1,4 @@
-// matmul and linear in the op table.
+// matmul, linear and feed_forward in the op table.
 #include "cairn/autograd/ops/matmul.h"
 
 #include <algorithm>
@@ -125,6 +125,21 @@ double activated(double v, Activation activation) {
   return v;
 }
 
+Tensor linear_reference(const Tensor& x, const Tensor& w, const Tensor& bias,
+                        Activation activation) {
+  const int64_t width = w.size(1), out = w.size(0);
+  Shape shape = x.shape();
+  shape[shape.size() - 1] = out;
+  const Tensor y = zeros(shape, {DType::f64});
+  for (int64_t i = 0; i < y.numel(); ++i) {
+    double sum = bias.defined() ? bias.data<double>()[i % out] : 0;
+    for (int64_t l = 0; l < width; ++l)
+      sum += x.data<double>()[i / out * width + l] * w.data<double>()[i % out * width + l];
+    y.data<double>()[i] = activated(sum, activation);
+  }
+  return y;
+}
+
 Case linear_case(const char* name, const Shape& x, int64_t out, bool bias,
                  Activation activation = Activation::none) {
   Case c;
@@ -136,18 +151,7 @@ Case linear_case(const char* name, const Shape& x, int64_t out, bool bias,
     return linear(in[0], in[1], in.size() > 2 ? in[2] : Tensor{}, {.activation = activation});
   };
   c.reference = [activation](Inputs in) {
-    const int64_t width = in[1].size(1), out = in[1].size(0);
-    Shape shape = in[0].shape();
-    shape[shape.size() - 1] = out;
-    Tensor y = zeros(shape, {DType::f64});
-    for (int64_t i = 0; i < y.numel(); ++i) {
-      double sum = in.size() > 2 ? in[2].data<double>()[i % out] : 0;
-      for (int64_t l = 0; l < width; ++l)
-        sum +=
-            in[0].data<double>()[i / out * width + l] * in[1].data<double>()[i % out * width + l];
-      y.data<double>()[i] = activated(sum, activation);
-    }
-    return y;
+    return linear_reference(in[0], in[1], in.size() > 2 ? in[2] : Tensor{}, activation);
   };
   c.terms = std::max<int64_t>({c.inputs[0].numel(), out, 1});
   return c;
@@ -200,10 +204,84 @@ std::vector<ErrorCase> linear_errors() {
   };
 }
 
+Case feed_forward_case(const char* name, const Shape& x, int64_t width, int64_t out, bool biases,
+                       Activation activation) {
+  Case c;
+  c.name = name;
+  c.inputs = {values(x, 1), values({width, x.back()}, 2), values({out, width}, 3)};
+  if (biases) {
+    c.inputs.push_back(values({width}, 4));
+    c.inputs.push_back(values({out}, 5));
+  }
+  c.op = [activation](Inputs in) {
+    const bool biases = in.size() > 3;
+    return feed_forward(in[0], in[1], biases ? in[3] : Tensor{}, in[2], biases ? in[4] : Tensor{},
+                        {.activation = activation});
+  };
+  c.reference = [activation](Inputs in) {
+    const bool biases = in.size() > 3;
+    return linear_reference(linear_reference(in[0], in[1], biases ? in[3] : Tensor{}, activation),
+                            in[2], biases ? in[4] : Tensor{}, Activation::none);
+  };
+  c.terms = std::max<int64_t>({c.inputs[0].numel(), width, out, 1});
+  return c;
+}
+
+std::vector<Case> feed_forward_cases() {
+  const Activation relu = Activation::relu, gelu = Activation::gelu_tanh;
+  return {
+      feed_forward_case("relu", {3, 4}, 16, 5, true, relu),
+      feed_forward_case("gelu", {3, 4}, 16, 5, true, gelu),
+      feed_forward_case("relu, no biases, 3-d", {2, 3, 4}, 8, 4, false, relu),
+      feed_forward_case("gelu, no biases, 3-d", {2, 3, 4}, 8, 4, false, gelu),
+      feed_forward_case("relu, odd width", {5, 3}, 7, 2, true, relu),
+      feed_forward_case("gelu, odd width", {5, 3}, 7, 2, true, gelu),
+      feed_forward_case("relu, larger than a tile", {20, 37}, 136, 24, true, relu),
+      feed_forward_case("gelu, larger than a tile", {20, 37}, 136, 24, true, gelu),
+      feed_forward_case("relu, 1-d, one output", {4}, 3, 1, true, relu),
+      feed_forward_case("gelu, 1-d, one output", {4}, 8, 1, true, gelu),
+      feed_forward_case("relu, width 1", {4, 3}, 1, 5, true, relu),
+      feed_forward_case("relu, batch 0", {0, 3}, 8, 2, true, relu),
+      feed_forward_case("gelu, batch 0", {0, 3}, 8, 2, true, gelu),
+      feed_forward_case("relu, no input features", {2, 0}, 8, 3, true, relu),
+      feed_forward_case("gelu, no output features", {2, 3}, 8, 0, true, gelu),
+  };
+}
+
+std::vector<ErrorCase> feed_forward_errors() {
+  return {
+      {[] {
+         feed_forward(zeros({3, 4}), zeros({6, 4}), {}, zeros({5, 7}), {});
+       },
+       "feed_forward: weight2 must take the 6 features of weight1 [6, 4], got [5, 7]"},
+      {[] {
+         feed_forward(zeros({3, 5}), zeros({6, 4}), {}, zeros({5, 6}), {});
+       },
+       "feed_forward: input must end in 4 features for weight1 [6, 4], got [3, 5]"},
+      {[] {
+         feed_forward(zeros({3, 4}), zeros({6, 4}), zeros({6}), zeros({5, 6}), zeros({6}));
+       },
+       "feed_forward: bias2 must be of shape [5], got [6]"},
+      {[] {
+         feed_forward(zeros({3, 4}), zeros({6, 4}), {}, zeros({5, 6}, {DType::f64}), {});
+       },
+       "feed_forward: weight2 must be f32 like the input, got f64"},
+      {[] {
+         feed_forward(zeros({3, 4}), zeros({6, 4}), {}, zeros({5, 6}), {},
+                      {.activation = Activation::none});
+       },
+       "feed_forward: activation must be relu or gelu_tanh, got none"},
+  };
+}
+
 const Register matmul_entry{
     {.op = "matmul", .family = "matmul", .cases = matmul_cases, .errors = matmul_errors}};
 const Register linear_entry{
     {.op = "linear", .family = "matmul", .cases = linear_cases, .errors = linear_errors}};
+const Register feed_forward_entry{{.op = "feed_forward",
+                                   .family = "matmul",
+                                   .cases = feed_forward_cases,
+                                   .errors = feed_forward_errors}};
 
 }  // namespace
 }  // namespace cairn::check_table

@@ -4,7 +4,7 @@
 // gradients come back in the dtype of what was converted.
 //
 // The lists are PyTorch's (of CUDA, for every device). f64 is never converted.
-//   in the half type: matmul, linear, conv2d
+//   in the half type: matmul, linear, feed_forward, conv2d
 //   in f32:           exp, expm1, log, log1p, log2, pow, reciprocal, rsqrt, softplus, tan,
 //                     sum, prod, cumsum, norm, softmax, log_softmax, logsumexp, layer_norm,
 //                     cross_entropy, nll_loss, mse_loss, binary_cross_entropy_with_logits

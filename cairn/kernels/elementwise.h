@@ -31,6 +31,7 @@ inline void note(profiler::Work& work, const Operand& operand) {
 // y = f(x). y may be x itself.
 using UnaryFwd = Slot<void(Out y, In x, const Attributes& attributes)>;
 // dx (+)= df(g, saved); saved is the forward's input or output, as the functor says, or g itself.
+// Overwritten, dx may be g.
 using UnaryBwd = Slot<void(const Dst& dx, In g, In saved, const Attributes& attributes)>;
 // y = f(a, b). y may be a or b itself.
 using BinaryFwd = Slot<void(Out y, const Operand& a, const Operand& b)>;

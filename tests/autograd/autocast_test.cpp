@@ -61,6 +61,10 @@ const std::vector<Op>& narrow_ops() {
        [](const Tensor& x) {
          return linear(x, weight({3, 6}), weight({3}));
        }},
+      {"feed_forward",
+       [](const Tensor& x) {
+         return feed_forward(x, weight({8, 6}), weight({8}), weight({3, 8}), weight({3}));
+       }},
       {"conv2d",
        [](const Tensor& x) {
          return conv2d(reshape(x, {1, 4, 2, 3}), weight({5, 4, 1, 1}), weight({5}));

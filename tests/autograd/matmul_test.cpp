@@ -1,6 +1,10 @@
 // Matrix products beyond the op table: where gradients are written.
 #include "cairn/autograd/ops/matmul.h"
 
+#include <algorithm>
+#include <string>
+#include <vector>
+
 #include "cairn/autograd/engine.h"
 #include "cairn/autograd/ops/elementwise.h"
 #include "cairn/tensor/profiler.h"
@@ -98,4 +102,75 @@ TEST_CASE("autograd: linear with an activation adds to the bias's gradient, of a
     CHECK(once[i] == above);
     CHECK(elements(grad(b))[i] == 2 * above);
   }
+}
+
+namespace {
+
+Tensor two_layers(const std::vector<Tensor>& t, Activation activation) {
+  return linear(linear(t[0], t[1], t[2], {.activation = activation}), t[3], t[4]);
+}
+
+// x, weight1, bias1, weight2, bias2.
+std::vector<Tensor> feed_forward_inputs(DType dtype) {
+  return {randn({3, 11, 20}, {dtype}), randn({33, 20}, {dtype}), randn({33}, {dtype}),
+          randn({17, 33}, {dtype}), randn({17}, {dtype})};
+}
+
+}  // namespace
+
+TEST_CASE("autograd: feed_forward is its two layers, bit for bit, whatever is trained") {
+  for (const DType dtype : {DType::f64, DType::f32})
+    for (const Activation activation : {Activation::relu, Activation::gelu_tanh})
+      for (unsigned trained = 0; trained < 32; ++trained) {
+        INFO(name_of(dtype) << " " << trained);
+        const std::vector<Tensor> t = feed_forward_inputs(dtype);
+        for (size_t i = 0; i < 5; ++i)
+          if (trained >> i & 1) set_requires_grad(t[i]);
+        const Tensor slope = randn({3, 11, 17}, {dtype});
+        const Tensor two = two_layers(t, activation);
+        const Tensor one = feed_forward(t[0], t[1], t[2], t[3], t[4], {.activation = activation});
+        CHECK(elements(one) == elements(two));
+        CHECK(requires_grad(one) == (trained != 0));
+        if (trained == 0) continue;
+        backward(two, slope);
+        std::vector<std::vector<double>> wanted(5);
+        for (size_t i = 0; i < 5; ++i) {
+          if (!(trained >> i & 1)) continue;
+          wanted[i] = elements(grad(t[i]));
+          zero_grad(t[i]);
+        }
+        backward(one, slope);
+        for (size_t i = 0; i < 5; ++i)
+          if (trained >> i & 1) CHECK(elements(grad(t[i])) == wanted[i]);
+      }
+}
+
+TEST_CASE("autograd: feed_forward's backward goes through the activation in one kernel") {
+  for (const Activation activation : {Activation::relu, Activation::gelu_tanh}) {
+    const std::vector<Tensor> t = feed_forward_inputs(DType::f32);
+    for (const Tensor& one : t) set_requires_grad(one);
+    const Tensor y = feed_forward(t[0], t[1], t[2], t[3], t[4], {.activation = activation});
+    profiler::Profile profile;
+    backward(y, ones_like(y));
+    profile.stop();
+    std::vector<std::string> kernels;
+    for (const auto& row : profile.rows({.sort_by = "name"}))
+      if (row.kind == profiler::Kind::kernel)
+        kernels.push_back(row.name + " " + std::to_string(row.calls));
+    std::sort(kernels.begin(), kernels.end());
+    CHECK(kernels ==
+          std::vector<std::string>{"linear_bwd_input 1", "linear_bwd_weight 2", "matmul 1"});
+  }
+}
+
+TEST_CASE("autograd: feed_forward trains one weight that is both layers'") {
+  const Tensor w = set_requires_grad(randn({6, 6}, {DType::f64}));
+  const Tensor x = randn({4, 6}, {DType::f64});
+  const Tensor two = linear(linear(x, w, {}, {.activation = Activation::relu}), w);
+  backward(two, ones_like(two));
+  const auto wanted = elements(grad(w));
+  zero_grad(w);
+  const Tensor one = feed_forward(x, w, {}, w, {});
+  backward(one, ones_like(one));
+  CHECK(elements(grad(w)) == wanted);
 }

@@ -208,10 +208,10 @@ TEST_CASE("cuda: linear layers fuse bias and activation, or do without") {
               return raw::to(raw::to(t, dtype), DType::f64);
             };
             const emulator::BlasLog before = log;
-            kernels::linear_fwd(kGpu, y, pre, raw::to(x, dtype, kGpu), raw::to(w, dtype, kGpu),
-                                biased ? raw::to(raw::contiguous(b), dtype, kGpu) : Tensor(),
-                                activation);
-            kernels::linear_fwd(kCPU, cpu_y, cpu_pre, rounded(x), rounded(w),
+            kernels::linear_fwd(
+                kGpu, y, pre, nullptr, raw::to(x, dtype, kGpu), raw::to(w, dtype, kGpu),
+                biased ? raw::to(raw::contiguous(b), dtype, kGpu) : Tensor(), activation);
+            kernels::linear_fwd(kCPU, cpu_y, cpu_pre, nullptr, rounded(x), rounded(w),
                                 biased ? raw::contiguous(rounded(b)) : Tensor(), activation);
             const double allowed = dtype == DType::f64 ? 1e-14 : dtype == DType::f32 ? 1e-6 : 0.02;
             CHECK(difference(y, cpu_y) < allowed);
@@ -361,13 +361,20 @@ TEST_CASE("cuda: the installed cuBLASLt takes our descriptions") {
       const Tensor x = empty({6, 16}, like), w = empty({8, 16}, like), bias = empty({8}, like);
       const Tensor y = empty({6, 8}, like), pre = empty({6, 8}, like);
       for (Act activation : {Act::none, Act::relu, Act::gelu})
-        kernels::linear_fwd(kGpu, y, activation == Act::gelu ? pre : Tensor(), x, w, bias,
+        kernels::linear_fwd(kGpu, y, activation == Act::gelu ? pre : Tensor(), nullptr, x, w, bias,
                             activation);
+      const Tensor dw = empty({8, 16}, like), hidden = empty({6, 16}, like);
+      kernels::linear_bwd_weight(kGpu, Dst{dw, true}, Dst{bias, false}, y, x);
+      Tensor mask = empty({6, 16}, {DType::u8, kGpu});
+      kernels::linear_fwd(kGpu, y, Tensor(), &mask, x, w, bias, Act::relu);
+      for (Act activation : {Act::relu, Act::gelu})
+        kernels::linear_bwd_input(kGpu, Dst{hidden, false}, Dst{empty({16}, like), false}, y, w,
+                                  hidden, mask, activation);
       kernels::matmul(kGpu, Dst{empty({5, 6, 8}, like), true},
                       raw::expand(raw::unsqueeze(x, 0), {5, 6, 16}), empty({5, 16, 8}, like));
     }
   });
   kernels::cuda::set_blas_api(&emulator::fake_blas());
   CHECK(error == "");
-  CHECK(described == 14);  // f64 has one plan for its three layers
+  CHECK(described == 28);  // of which four are f64's: it has no epilogues
 }

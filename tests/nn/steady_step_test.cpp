@@ -78,8 +78,8 @@ int64_t calls_of(const std::vector<profiler::Row>& rows, const std::string& name
 }
 
 // Kernels that compute with weights, and so have tensors of their sizes among their arguments.
-const std::set<std::string> kProducts = {"conv2d_fwd", "conv2d_bwd_data", "conv2d_bwd_weight",
-                                         "linear_fwd", "matmul"};
+const std::set<std::string> kProducts = {"conv2d_fwd", "conv2d_bwd_data",   "conv2d_bwd_weight",
+                                         "linear_fwd", "linear_bwd_weight", "matmul"};
 
 std::string bits_of(const nn::Module& model) {
   std::string out;
@@ -175,8 +175,8 @@ TEST_CASE("nn: each gradient is written once, by its kernel, into the arena") {
   CHECK(calls_of(rows, "batch_norm_fwd") == 20);
   CHECK(calls_of(rows, "batch_norm_bwd") == 20);
   CHECK(calls_of(rows, "linear_fwd") == 1);
-  CHECK(calls_of(rows, "matmul") == 2);  // the last layer's input's and weight's gradient
-  CHECK(calls_of(rows, "sum_rows") == 1);
+  CHECK(calls_of(rows, "matmul") == 1);             // the last layer's input's gradient
+  CHECK(calls_of(rows, "linear_bwd_weight") == 1);  // and its weight's and bias's
   const std::set<int64_t> sizes = weight_sizes(job.model);
   for (const auto& row : rows)
     for (const int64_t numel : sizes_in(row.shapes, true))

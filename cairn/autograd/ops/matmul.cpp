@@ -1,5 +1,5 @@
-// matmul and linear: operands become matrices with leading batch dimensions, and gradients are
-// products written straight into their destination.
+// matmul, linear and feed_forward: operands become matrices with leading batch dimensions, and
+// gradients are products written straight into their destination.
 #include "cairn/autograd/ops/matmul.h"
 
 #include "cairn/autograd/autocast.h"
@@ -81,23 +81,41 @@ void check_matmul(const Tensor& a, const Tensor& b) {
         a.shape(), " and ", b.shape());
 }
 
-void check_linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  check(x.defined() && weight.defined(), "linear: input and weight must be defined");
-  check(weight.dim() == 2, "linear: weight must be 2-d [out, in], got ", weight.shape());
-  check(is_floating(x.dtype()), "linear: input must be floating, got ", x.dtype());
-  check(weight.dtype() == x.dtype(), "linear: weight must be ", x.dtype(), " like the input, got ",
-        weight.dtype());
-  check(weight.device() == x.device(), "linear: weight must be on ", x.device(), ", got ",
+// `number` tells the layers of an op apart.
+void check_layer(const char* op, const char* number, const Tensor& x, const Tensor& weight,
+                 const Tensor& bias) {
+  check(x.defined() && weight.defined(), op, ": input and weight", number, " must be defined");
+  check(weight.dim() == 2, op, ": weight", number, " must be 2-d [out, in], got ", weight.shape());
+  check(is_floating(x.dtype()), op, ": input must be floating, got ", x.dtype());
+  check(weight.dtype() == x.dtype(), op, ": weight", number, " must be ", x.dtype(),
+        " like the input, got ", weight.dtype());
+  check(weight.device() == x.device(), op, ": weight", number, " must be on ", x.device(), ", got ",
         weight.device());
-  check(x.dim() >= 1 && x.size(-1) == weight.size(1), "linear: input must end in ", weight.size(1),
-        " features for weight ", weight.shape(), ", got ", x.shape());
   if (!bias.defined()) return;
   const Shape wanted{weight.size(0)};
-  check(bias.shape() == wanted, "linear: bias must be of shape ", wanted, ", got ", bias.shape());
-  check(bias.dtype() == x.dtype(), "linear: bias must be ", x.dtype(), " like the input, got ",
-        bias.dtype());
-  check(bias.device() == x.device(), "linear: bias must be on ", x.device(), ", got ",
+  check(bias.shape() == wanted, op, ": bias", number, " must be of shape ", wanted, ", got ",
+        bias.shape());
+  check(bias.dtype() == x.dtype(), op, ": bias", number, " must be ", x.dtype(),
+        " like the input, got ", bias.dtype());
+  check(bias.device() == x.device(), op, ": bias", number, " must be on ", x.device(), ", got ",
         bias.device());
+}
+
+void check_features(const char* op, const char* number, const Tensor& x, const Tensor& weight) {
+  check(x.dim() >= 1 && x.size(-1) == weight.size(1), op, ": input must end in ", weight.size(1),
+        " features for weight", number, " ", weight.shape(), ", got ", x.shape());
+}
+
+void check_feed_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
+                        const Tensor& weight2, const Tensor& bias2,
+                        const FeedForwardOptions& options) {
+  check(options.activation != Activation::none,
+        "feed_forward: activation must be relu or gelu_tanh, got none");
+  check_layer("feed_forward", "1", x, weight1, bias1);
+  check_features("feed_forward", "1", x, weight1);
+  check_layer("feed_forward", "2", x, weight2, bias2);
+  check(weight2.size(1) == weight1.size(0), "feed_forward: weight2 must take the ", weight1.size(0),
+        " features of weight1 ", weight1.shape(), ", got ", weight2.shape());
 }
 
 kernels::Activation kernel_activation(Activation activation) {
@@ -111,21 +129,84 @@ kernels::Activation kernel_activation(Activation activation) {
   }
 }
 
-// The gradient before the activation, from dy after it; the bias's gradient goes to g.dst(2).
-Tensor activation_gradient(Grads& g, const Tensor& dy, const Saved& saved,
+// [..., in] as the rows of a matrix, and the same leading sizes with other features.
+Shape as_rows(const Shape& shape) {
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
+  return {rows, shape[shape.size() - 1]};
+}
+Shape with_features(Shape shape, int64_t features) {
+  shape[shape.size() - 1] = features;
+  return shape;
+}
+
+// A layer's result [rows, out] and what its activation's gradient needs of it, in x's dtype.
+struct Layer {
+  Tensor y, pre, mask;
+};
+
+// x [rows, in]. `kept`: a gradient will come through the activation; `within`: inside one op, which
+// can use a device's bits of relu.
+Layer run_layer(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                kernels::Activation activation, bool kept, bool within) {
+  const int64_t rows = x.size(0), out = weight.size(0);
+  const TensorOptions like{kernels::product_dtype(x.device(), x.dtype()), x.device()};
+  Layer layer;
+  const Tensor y = empty({rows, out}, like);
+  const Tensor pre =
+      kept && activation == kernels::Activation::gelu ? empty({rows, out}, like) : Tensor{};
+  if (kept && within && activation == kernels::Activation::relu)
+    if (const int64_t bytes = kernels::relu_mask_bytes(x.device(), like.dtype, out))
+      layer.mask = empty({rows, bytes}, {DType::u8, x.device()});
+  kernels::linear_fwd(x.device(), y, pre, layer.mask.defined() ? &layer.mask : nullptr,
+                      to_compute(x), to_compute(weight),
+                      bias.defined() ? to_compute(raw::contiguous(bias)) : bias, activation);
+  layer.y = raw::to(y, x.dtype());
+  if (pre.defined()) layer.pre = raw::to(pre, x.dtype());
+  return layer;
+}
+
+// Where a kernel writes a gradient in its own dtype: the gradient itself or, where it cannot, a
+// tensor that finish() hands over.
+struct Target {
+  Target(const Dst& wanted, const Tensor& like, bool direct) : wanted(wanted), place(wanted) {
+    if (wanted && !direct) place = {empty(wanted.tensor.shape(), {like.dtype(), like.device()})};
+  }
+  void finish() const {
+    if (wanted && place.tensor.storage() != wanted.tensor.storage())
+      kernels::accumulate_to(wanted.tensor.device(), wanted, place.tensor);
+  }
+
+  Dst wanted, place;
+};
+
+Target bias_target(const Dst& db, const Tensor& dy) {
+  return {db, dy, db && db.tensor.dtype() == dy.dtype() && db.tensor.is_contiguous()};
+}
+
+// A layer's gradients from dy [rows, out], the one of its product: the weight's, where x [rows, in]
+// is given, and the bias's, where `db` is.
+void parameter_gradients(Grads& g, size_t weight, const Dst& db, const Tensor& dy,
+                         const Tensor& x) {
+  const Target sums = bias_target(db, dy);
+  if (x.defined()) {
+    const Dst dw = g.dst(weight);
+    const Target product(dw, dy, dw && is_writable(dw.tensor, dy.dtype()));
+    kernels::linear_bwd_weight(dy.device(), product.place, sums.place, dy, x);
+    product.finish();
+  } else if (db) {
+    kernels::sum_rows(dy.device(), sums.place, dy);
+  }
+  sums.finish();
+}
+
+// The gradient before the activation, from dy after it; the bias's gradient goes to db.
+Tensor activation_gradient(const Dst& db, const Tensor& dy, const Tensor& saved,
                            kernels::Activation activation) {
-  const Dst db = g.dst(2);
-  const bool direct = !db || (db.tensor.dtype() == dy.dtype() && db.tensor.is_contiguous());
-  const TensorOptions options{dy.dtype(), dy.device()};
-  const Dst sums = direct ? db : Dst{empty({dy.size(1)}, options), false};
-  const bool fused = activation != kernels::Activation::none;
-  const Tensor dpre = fused ? empty(dy.shape(), options) : dy;
-  if (fused)
-    kernels::linear_bwd_activation(dy.device(), Dst{dpre, false}, sums, dy,
-                                   to_compute(saved.get("linear")), activation);
-  else if (db)
-    kernels::sum_rows(dy.device(), sums, dy);
-  if (!direct) kernels::accumulate_to(dy.device(), db, sums.tensor);
+  const Target sums = bias_target(db, dy);
+  const Tensor dpre = empty(dy.shape(), {dy.dtype(), dy.device()});
+  kernels::linear_bwd_activation(dy.device(), Dst{dpre, false}, sums.place, dy, saved, activation);
+  sums.finish();
   return dpre;
 }
 
@@ -171,36 +252,67 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias,
   if (autocast::narrows({x, weight, bias}))
     return linear(autocast::narrowed(x), autocast::narrowed(weight), autocast::narrowed(bias),
                   options);
-  check_linear(x, weight, bias);
+  check_layer("linear", "", x, weight, bias);
+  check_features("linear", "", x, weight);
   const kernels::Activation activation = kernel_activation(options.activation);
-  const int64_t in = weight.size(1), out = weight.size(0);
-  Shape result = x.shape();
-  result[result.size() - 1] = out;
-  int64_t rows = 1;
-  for (size_t i = 0; i + 1 < result.size(); ++i) rows *= result[i];
-  const Tensor matrix = reshaped(x, {rows, in});
-  const TensorOptions like{kernels::product_dtype(x.device(), x.dtype()), x.device()};
-  const Tensor y = empty({rows, out}, like);
-  const bool records = will_record({x, weight, bias});
-  const bool keeps_pre = records && activation == kernels::Activation::gelu;
-  const Tensor pre = keeps_pre ? empty({rows, out}, like) : Tensor{};
-  kernels::linear_fwd(x.device(), y, pre, to_compute(matrix), to_compute(weight),
-                      bias.defined() ? to_compute(raw::contiguous(bias)) : bias, activation);
-  const Tensor product = raw::to(y, x.dtype());
-  Saved saved;
-  if (keeps_pre) saved = Saved(raw::to(pre, x.dtype()));
-  if (activation == kernels::Activation::relu) saved = Saved(product);
-  return record("linear", reshaped(product, result), {x, weight, bias},
-                [x = requires_grad(weight) ? Saved(matrix) : Saved(),
-                 w = requires_grad(x) ? Saved(weight) : Saved(), saved = std::move(saved),
-                 activation, rows, in, out](Grads& g) {
-                  const Tensor dy = to_compute(raw::contiguous(reshaped(g.out(), {rows, out})));
-                  const Tensor dpre = activation_gradient(g, dy, saved, activation);
-                  if (w.defined())
-                    product_into(g, 0, {rows, in}, dpre, to_compute(w.get("linear")));
-                  if (x.defined())
-                    product_into(g, 1, {out, in}, transposed(dpre), to_compute(x.get("linear")));
-                });
+  const Tensor matrix = reshaped(x, as_rows(x.shape()));
+  const Layer layer =
+      run_layer(matrix, weight, bias, activation, will_record({x, weight, bias}), false);
+  Saved saved(layer.pre);
+  if (activation == kernels::Activation::relu) saved = Saved(layer.y);
+  return record(
+      "linear", reshaped(layer.y, with_features(x.shape(), weight.size(0))), {x, weight, bias},
+      [x = requires_grad(weight) ? Saved(matrix) : Saved(),
+       w = requires_grad(x) ? Saved(weight) : Saved(), saved = std::move(saved), activation,
+       in = matrix.shape(), out = layer.y.shape()](Grads& g) {
+        Tensor dy = to_compute(raw::contiguous(reshaped(g.out(), out)));
+        Dst db = g.dst(2);
+        if (activation != kernels::Activation::none) {
+          dy = activation_gradient(db, dy, to_compute(saved.get("linear")), activation);
+          db = {};
+        }
+        if (w.defined()) product_into(g, 0, in, dy, to_compute(w.get("linear")));
+        parameter_gradients(g, 1, db, dy, x.defined() ? to_compute(x.get("linear")) : Tensor{});
+      });
+}
+
+Tensor feed_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
+                    const Tensor& weight2, const Tensor& bias2, const FeedForwardOptions& options) {
+  if (autocast::narrows({x, weight1, bias1, weight2, bias2}))
+    return feed_forward(autocast::narrowed(x), autocast::narrowed(weight1),
+                        autocast::narrowed(bias1), autocast::narrowed(weight2),
+                        autocast::narrowed(bias2), options);
+  check_feed_forward(x, weight1, bias1, weight2, bias2, options);
+  const kernels::Activation activation = kernel_activation(options.activation);
+  const bool relu = activation == kernels::Activation::relu;
+  const Tensor matrix = reshaped(x, as_rows(x.shape()));
+  const bool through = will_record({x, weight1, bias1});
+  const Layer hidden = run_layer(matrix, weight1, bias1, activation, through, true);
+  const Tensor y = run_layer(hidden.y, weight2, bias2, kernels::Activation::none, false, true).y;
+  return record(
+      "feed_forward", reshaped(y, with_features(x.shape(), weight2.size(0))),
+      {x, weight1, bias1, weight2, bias2},
+      [x = requires_grad(weight1) ? Saved(matrix) : Saved(),
+       w1 = requires_grad(x) ? Saved(weight1) : Saved(), w2 = through ? Saved(weight2) : Saved(),
+       hidden = requires_grad(weight2) || (through && relu) ? Saved(hidden.y) : Saved(),
+       pre = Saved(hidden.pre), mask = Saved(hidden.mask), trains2 = requires_grad(weight2), relu,
+       activation, in = matrix.shape(), out = y.shape()](Grads& g) {
+        const auto read = [](const Saved& saved) {
+          return saved.defined() ? to_compute(saved.get("feed_forward")) : Tensor{};
+        };
+        const Tensor dy = to_compute(raw::contiguous(reshaped(g.out(), out)));
+        const Tensor between = read(hidden);
+        parameter_gradients(g, 3, g.dst(4), dy, trains2 ? between : Tensor{});
+        if (!w2.defined()) return;
+        const Tensor second = read(w2);
+        const Tensor dpre = empty({dy.size(0), second.size(1)}, {dy.dtype(), dy.device()});
+        const Target db = bias_target(g.dst(2), dy);
+        kernels::linear_bwd_input(dy.device(), Dst{dpre, false}, db.place, dy, second,
+                                  relu ? between : read(pre), mask.get("feed_forward"), activation);
+        db.finish();
+        if (w1.defined()) product_into(g, 0, in, dpre, read(w1));
+        parameter_gradients(g, 1, {}, dpre, read(x));
+      });
 }
 
 }  // namespace cairn

@@ -24,4 +24,16 @@ struct LinearOptions {
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = {},
               const LinearOptions& options = {});
 
+struct FeedForwardOptions {
+  Activation activation = Activation::relu;  // or gelu_tanh
+};
+
+// Two linear layers with an activation between them, a transformer's feed-forward block:
+// linear(activation(linear(x, weight1, bias1)), weight2, bias2). x [..., in], weight1 [width, in],
+// bias1 [width], weight2 [out, width], bias2 [out]; a bias may be undefined. On a GPU the backward
+// through the activation, with the first bias's gradient, is part of a product.
+Tensor feed_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
+                    const Tensor& weight2, const Tensor& bias2,
+                    const FeedForwardOptions& options = {});
+
 }  // namespace cairn

@@ -8,6 +8,7 @@
 #include "cairn/kernels/cpu/gemm.h"
 #include "cairn/kernels/elementwise.h"
 #include "cairn/tensor/parallel.h"
+#include "cairn/tensor/raw.h"
 
 namespace cairn::kernels {
 namespace cpu {
@@ -84,11 +85,18 @@ void cpu_matmul(const Dst& c, In a, In b) {
 void matmul_cost(profiler::Work& work, const Dst& c, In a, In) {
   work.flops = 2 * c.tensor.numel() * a.size(-1);
 }
-void linear_cost(profiler::Work& work, Out y, Out, In x, In, In, Activation) {
+void linear_cost(profiler::Work& work, Out y, Out, Tensor*, In x, In, In, Activation) {
   work.flops = 2 * y.numel() * x.size(1);
 }
+void weight_cost(profiler::Work& work, const Dst&, const Dst&, In dy, In x) {
+  work.flops = 2 * dy.numel() * x.size(1);
+}
+void input_cost(profiler::Work& work, const Dst& dpre, const Dst&, In dy, In, In, In, Activation) {
+  work.flops = 2 * dpre.tensor.numel() * dy.size(1);
+}
 
-void cpu_linear_fwd(Out y, Out pre, In x, In w, In bias, Activation activation) {
+void cpu_linear_fwd(Out y, Out pre, Tensor* mask, In x, In w, In bias, Activation activation) {
+  if (mask != nullptr) *mask = Tensor();
   const Tensor& product = pre.defined() ? pre : y;
   dispatch_matmul(y.dtype(), [&]<class T>() {
     gemm<T>(y.size(0), y.size(1), x.size(1), x.data<T>(), x.stride(0), x.stride(1), w.data<T>(),
@@ -111,6 +119,11 @@ void cpu_sum_rows(const Dst& db, In dy) {
   });
 }
 
+void cpu_linear_bwd_weight(const Dst& dw, const Dst& db, In dy, In x) {
+  cpu_matmul(dw, raw::transpose(dy, 0, 1), x);
+  if (db) cpu_sum_rows(db, dy);
+}
+
 // Two passes: what the first one wrote is in cache for the second, or too large to matter.
 void cpu_linear_bwd_activation(const Dst& dpre, const Dst& db, In dy, In saved,
                                Activation activation) {
@@ -119,12 +132,22 @@ void cpu_linear_bwd_activation(const Dst& dpre, const Dst& db, In dy, In saved,
   if (db) cpu_sum_rows(db, dpre.tensor);
 }
 
+void cpu_linear_bwd_input(const Dst& dpre, const Dst& db, In dy, In w, In saved, In,
+                          Activation activation) {
+  cpu_matmul(dpre, dy, w);
+  cpu_linear_bwd_activation(dpre, db, dpre.tensor, saved, activation);
+}
+
 }  // namespace
 }  // namespace cpu
 
 Slot<void(const Dst&, In, In)> matmul{"matmul", cpu::cpu_matmul, cpu::matmul_cost};
-Slot<void(Out, Out, In, In, In, Activation)> linear_fwd{"linear_fwd", cpu::cpu_linear_fwd,
-                                                        cpu::linear_cost};
+Slot<void(Out, Out, Tensor*, In, In, In, Activation)> linear_fwd{"linear_fwd", cpu::cpu_linear_fwd,
+                                                                 cpu::linear_cost};
+Slot<void(const Dst&, const Dst&, In, In)> linear_bwd_weight{
+    "linear_bwd_weight", cpu::cpu_linear_bwd_weight, cpu::weight_cost};
+Slot<void(const Dst&, const Dst&, In, In, In, In, Activation)> linear_bwd_input{
+    "linear_bwd_input", cpu::cpu_linear_bwd_input, cpu::input_cost};
 Slot<void(const Dst&, const Dst&, In, In, Activation)> linear_bwd_activation{
     "linear_bwd_activation", cpu::cpu_linear_bwd_activation};
 Slot<void(const Dst&, In)> sum_rows{"sum_rows", cpu::cpu_sum_rows};

@@ -73,12 +73,28 @@ cublasLtEpilogue_t library_epilogue(Epilogue epilogue) {
       return CUBLASLT_EPILOGUE_GELU;
     case Epilogue::gelu_bias:
       return CUBLASLT_EPILOGUE_GELU_BIAS;
+    case Epilogue::relu_aux:
+      return CUBLASLT_EPILOGUE_RELU_AUX;
+    case Epilogue::relu_aux_bias:
+      return CUBLASLT_EPILOGUE_RELU_AUX_BIAS;
     case Epilogue::gelu_aux:
       return CUBLASLT_EPILOGUE_GELU_AUX;
     case Epilogue::gelu_aux_bias:
+      return CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+    case Epilogue::drelu:
+      return CUBLASLT_EPILOGUE_DRELU;
+    case Epilogue::drelu_sums:
+      return CUBLASLT_EPILOGUE_DRELU_BGRAD;
+    case Epilogue::dgelu:
+      return CUBLASLT_EPILOGUE_DGELU;
+    case Epilogue::dgelu_sums:
+      return CUBLASLT_EPILOGUE_DGELU_BGRAD;
+    case Epilogue::sums_of_a:  // which is the library's B
+      return CUBLASLT_EPILOGUE_BGRADB;
+    case Epilogue::sums_of_b:
       break;
   }
-  return CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+  return CUBLASLT_EPILOGUE_BGRADA;
 }
 
 // The library's kernels ask for 16 bytes at most; more alignment makes no other plan.
@@ -89,11 +105,11 @@ int64_t alignment_of(const void* pointer) {
 }
 
 // All that a plan depends on.
-using Key = std::array<int64_t, 18>;
+using Key = std::array<int64_t, 19>;
 Key key_of(const Gemm& p) {
   return {static_cast<int64_t>(p.dtype), static_cast<int64_t>(p.c_dtype), p.tf32, p.add, p.m, p.n,
           p.k, p.batch, p.a.transposed, p.a.ld, p.a.batch_stride, p.b.transposed, p.b.ld,
-          p.b.batch_stride, p.ldc, p.c_batch_stride, static_cast<int64_t>(p.epilogue),
+          p.b.batch_stride, p.ldc, p.c_batch_stride, static_cast<int64_t>(p.epilogue), p.aux_ld,
           // five alignments of at most 16, each a digit
           (((alignment_of(p.a.data) * 32 + alignment_of(p.b.data)) * 32 + alignment_of(p.c)) * 32 +
            alignment_of(p.bias)) *
@@ -137,7 +153,7 @@ class Planner {
     set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, operation(p_.b));
     set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB, operation(p_.a));
     set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, library_epilogue(p_.epilogue));
-    if (p_.aux != nullptr) set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p_.ldc);
+    if (p_.aux != nullptr) set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p_.aux_ld);
     plan.a = layout(p_.dtype, p_.n, p_.k, p_.b.transposed, p_.b.ld, p_.b.batch_stride);
     plan.b = layout(p_.dtype, p_.k, p_.m, p_.a.transposed, p_.a.ld, p_.a.batch_stride);
     plan.c = layout(p_.c_dtype, p_.n, p_.m, false, p_.ldc, p_.c_batch_stride);

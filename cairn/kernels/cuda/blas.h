@@ -43,7 +43,7 @@ struct Operand {
   int64_t batch_stride = 0;  // elements
 };
 
-// What is done to the product before it is written.
+// What is done to the product before it is written, and what is written beside it.
 enum class Epilogue : uint8_t {
   none,
   bias,
@@ -51,14 +51,22 @@ enum class Epilogue : uint8_t {
   relu_bias,
   gelu,
   gelu_bias,
-  gelu_aux,
-  gelu_aux_bias
+  relu_aux,  // aux: bits of where relu lets a gradient through
+  relu_aux_bias,
+  gelu_aux,  // aux: the value before gelu
+  gelu_aux_bias,
+  drelu,       // times the derivative that aux tells of
+  drelu_sums,  // and c's column sums into bias
+  dgelu,
+  dgelu_sums,
+  sums_of_a,  // sums of a's rows into bias
+  sums_of_b   // sums of b's columns into bias
 };
 
 // c [m, n] (+)= a [m, k] b [k, n] for each of `batch`, c in rows `ldc` apart; m, n, k, batch >= 1.
 struct Gemm {
   DType dtype = DType::f32;    // of a and b; sums are kept in f32 (f64 for f64)
-  DType c_dtype = DType::f32;  // of c, bias and aux: dtype, or f32 for a 16-bit one
+  DType c_dtype = DType::f32;  // of c, bias and gelu's aux: dtype, or f32 for a 16-bit one
   bool tf32 = false;           // f32 operands may be rounded to TF32
   bool add = false;
   int64_t m = 0, n = 0, k = 0, batch = 1;
@@ -67,8 +75,9 @@ struct Gemm {
   int64_t ldc = 1;
   int64_t c_batch_stride = 0;
   Epilogue epilogue = Epilogue::none;
-  const void* bias = nullptr;  // [n]
-  void* aux = nullptr;         // like c: the value before gelu
+  void* bias = nullptr;  // [n] ([m] for sums_of_a), read or overwritten
+  void* aux = nullptr;   // like c
+  int64_t aux_ld = 0;    // elements: a multiple of 8, for bits of 128
 };
 // Queues it on the device's current stream. False, and nothing done, where the library has no
 // algorithm for it (an epilogue it does not know for these types); without an epilogue that throws.

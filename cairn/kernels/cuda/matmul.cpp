@@ -119,12 +119,18 @@ struct Products {
       c -= loop.size * loop.c * c_item;
       return;
     }
+    Gemm one = here();
+    one.add |= !first;
+    cuda::gemm(device, one, op);
+  }
+
+  // Of the present combination.
+  Gemm here() const {
     Gemm one = gemm;
     one.a.data = swapped ? b : a;
     one.b.data = swapped ? a : b;
     one.c = c;
-    one.add |= !first;
-    cuda::gemm(device, one, op);
+    return one;
   }
 };
 
@@ -192,11 +198,15 @@ Products plan_products(const Tensor& c, const Tensor& a, const Tensor& b) {
   return p;
 }
 
-void run_into(const Dst& dst, Products* p) {
+void aim(const Dst& dst, Products* p) {
   p->c = static_cast<std::byte*>(dst.tensor.raw_data());
   p->c_item = item_size(dst.tensor.dtype());
   p->gemm.c_dtype = dst.tensor.dtype();
   p->gemm.add = dst.add;
+}
+
+void run_into(const Dst& dst, Products* p) {
+  aim(dst, p);
   p->choose_batch();
   p->run();
 }
@@ -223,44 +233,136 @@ void cuda_matmul(const Dst& dst, In given_a, In given_b) {
     raw::copy_(once, wide);
 }
 
-Epilogue epilogue_of(bool bias, bool pre, Activation activation) {
-  if (activation == Activation::relu) return bias ? Epilogue::relu_bias : Epilogue::relu;
-  if (activation == Activation::none) return bias ? Epilogue::bias : Epilogue::none;
-  if (pre) return bias ? Epilogue::gelu_aux_bias : Epilogue::gelu_aux;
-  return bias ? Epilogue::gelu_bias : Epilogue::gelu;
+// c = a b of matrices, c in rows.
+Gemm matrix_product(Out c, In a, In b) {
+  Gemm g;
+  g.dtype = g.c_dtype = c.dtype();
+  g.tf32 = tf32_allowed();
+  g.m = c.size(0);
+  g.n = g.ldc = c.size(1);
+  g.k = a.size(1);
+  place(g.m, g.k, a.stride(0), a.stride(1), &g.a);
+  place(g.k, g.n, b.stride(0), b.stride(1), &g.b);
+  g.a.data = a.raw_data();
+  g.b.data = b.raw_data();
+  g.c = c.raw_data();
+  return g;
 }
 
-void cuda_linear_fwd(Out y, Out pre, In given_x, In given_w, In bias, Activation activation) {
-  if (y.numel() == 0) return;
-  const int64_t m = y.size(0), n = y.size(1), k = given_x.size(1);
-  if (k == 0) {
-    raw::fill_(y, 0);
-    return finish_rows(y, pre, bias, activation);
-  }
-  const Tensor x = usable(given_x), w = usable(given_w);
-  Gemm g;
-  g.dtype = g.c_dtype = y.dtype();
-  g.tf32 = tf32_allowed();
-  g.m = m;
-  g.n = n;
-  g.k = k;
-  place(m, k, x.stride(0), x.stride(1), &g.a);
-  place(k, n, w.stride(1), w.stride(0), &g.b);
-  g.a.data = x.raw_data();
-  g.b.data = w.raw_data();
-  g.c = y.raw_data();
-  g.ldc = n;
-  const Gemm plain = g;
-  g.epilogue = epilogue_of(bias.defined(), pre.defined(), activation);
+Epilogue epilogue_of(bool bias, bool aux, Activation activation) {
+  if (activation == Activation::none) return bias ? Epilogue::bias : Epilogue::none;
+  const bool relu = activation == Activation::relu;
+  if (aux && bias) return relu ? Epilogue::relu_aux_bias : Epilogue::gelu_aux_bias;
+  if (aux) return relu ? Epilogue::relu_aux : Epilogue::gelu_aux;
+  if (bias) return relu ? Epilogue::relu_bias : Epilogue::gelu_bias;
+  return relu ? Epilogue::relu : Epilogue::gelu;
+}
+
+// Whether the library may do a layer's activation with the product. It has no epilogues in f64, and
+// keeps and reads gelu's input in rows of whole eights. What it computes must not depend on whether
+// somebody wants that input.
+bool fuses(In y, Activation activation) {
+  return y.dtype() != DType::f64 && (activation != Activation::gelu || y.size(1) % 8 == 0);
+}
+
+// y and what is kept beside it in one product; false, and nothing done, where the library cannot.
+bool fused_linear(Out y, Out pre, Out mask, const Gemm& plain, In bias, Activation activation) {
+  Gemm g = plain;
+  g.epilogue = epilogue_of(bias.defined(), pre.defined() || mask.defined(), activation);
   if (bias.defined()) g.bias = bias.raw_data();
-  if (pre.defined()) g.aux = pre.raw_data();
-  // The library has no epilogues in f64, and writes only gelu's input, in rows of whole eights.
-  // What it computes must not depend on whether somebody wants that input.
-  const bool gelu = activation == Activation::gelu;
-  const bool fuses = y.dtype() != DType::f64 && (gelu ? n % 8 == 0 : !pre.defined());
-  if (fuses && gemm(y.device(), g, "linear")) return;
-  gemm(y.device(), plain, "linear");
-  if (g.epilogue != Epilogue::none) finish_rows(y, pre, bias, activation);
+  if (pre.defined()) {
+    g.aux = pre.raw_data();
+    g.aux_ld = pre.size(1);
+  } else if (mask.defined()) {
+    g.aux = mask.raw_data();
+    g.aux_ld = 8 * mask.size(1);
+  }
+  return gemm(y.device(), g, "linear");
+}
+
+void cuda_linear_fwd(Out y, Out pre, Tensor* mask, In given_x, In given_w, In bias,
+                     Activation activation) {
+  const bool product = y.numel() > 0 && given_x.size(1) > 0;
+  Tensor x, w;
+  Gemm plain;
+  if (product) {
+    x = usable(given_x);
+    w = usable(given_w);
+    plain = matrix_product(y, x, raw::transpose(w, 0, 1));
+  }
+  const bool may_fuse = product && fuses(y, activation);
+  if (mask != nullptr) {
+    if (may_fuse && fused_linear(y, pre, *mask, plain, bias, activation)) return;
+    *mask = Tensor();
+  }
+  if (may_fuse && fused_linear(y, pre, {}, plain, bias, activation)) return;
+  if (y.numel() == 0) return;
+  if (product)
+    gemm(y.device(), plain, "linear");
+  else
+    raw::fill_(y, 0);
+  if (bias.defined() || pre.defined() || activation != Activation::none)
+    finish_rows(y, pre, bias, activation);
+}
+
+// Where an epilogue writes sums: it overwrites, so what is to be added goes through scratch of the
+// caching allocator.
+Tensor sums_of(const Dst& db) {
+  return db.add ? empty(db.tensor.shape(), {db.tensor.dtype(), db.tensor.device()}) : db.tensor;
+}
+void add_sums(const Dst& db, const Tensor& sums) {
+  if (db.add) accumulate_to(db.tensor.device(), db, sums);
+}
+
+bool fused_bwd_weight(const Dst& dw, const Dst& db, In dy, In given_x) {
+  const Tensor x = usable(given_x);
+  Products p = plan_products(dw.tensor, raw::transpose(dy, 0, 1), x);
+  aim(dw, &p);
+  Gemm g = p.here();
+  g.epilogue = p.swapped ? Epilogue::sums_of_b : Epilogue::sums_of_a;
+  const Tensor sums = sums_of(db);
+  g.bias = sums.raw_data();
+  if (!gemm(dy.device(), g, "linear")) return false;
+  add_sums(db, sums);
+  return true;
+}
+
+void cuda_linear_bwd_weight(const Dst& dw, const Dst& db, In dy, In x) {
+  // The library sums more than one row or column only.
+  const bool may_fuse =
+      db && dy.dtype() != DType::f64 && dy.size(0) > 0 && dy.size(1) > 1 && dw.tensor.numel() > 0;
+  if (may_fuse && fused_bwd_weight(dw, db, dy, x)) return;
+  cuda_matmul(dw, raw::transpose(dy, 0, 1), x);
+  if (db) column_sums(db, dy);
+}
+
+bool fused_bwd_input(const Dst& dpre, const Dst& db, In dy, In given_w, In aux, int64_t aux_ld,
+                     Activation activation) {
+  const Tensor w = usable(given_w);
+  Gemm g = matrix_product(dpre.tensor, dy, w);
+  g.aux = aux.raw_data();
+  g.aux_ld = aux_ld;
+  if (activation == Activation::relu)
+    g.epilogue = db ? Epilogue::drelu_sums : Epilogue::drelu;
+  else
+    g.epilogue = db ? Epilogue::dgelu_sums : Epilogue::dgelu;
+  const Tensor sums = db ? sums_of(db) : Tensor();
+  if (db) g.bias = sums.raw_data();
+  if (!gemm(dy.device(), g, "linear")) return false;
+  if (db) add_sums(db, sums);
+  return true;
+}
+
+void cuda_linear_bwd_input(const Dst& dpre, const Dst& db, In dy, In w, In saved, In mask,
+                           Activation activation) {
+  const bool relu = activation == Activation::relu;
+  const bool may_fuse = dpre.tensor.numel() > 0 && dy.size(1) > 0 &&
+                        fuses(dpre.tensor, activation) && (!relu || mask.defined());
+  if (may_fuse && fused_bwd_input(dpre, db, dy, w, relu ? mask : saved,
+                                  relu ? 8 * mask.size(1) : saved.size(1), activation))
+    return;
+  cuda_matmul(dpre, dy, w);
+  undo_activation(dpre.tensor, db, dpre.tensor, saved, activation);
 }
 
 void cuda_linear_bwd_activation(const Dst& dpre, const Dst& db, In dy, In saved,
@@ -275,6 +377,8 @@ void cuda_sum_rows(const Dst& db, In dy) { column_sums(db, dy); }
 void fill_matmul() {
   matmul.fill(DeviceType::cuda, cuda_matmul);
   linear_fwd.fill(DeviceType::cuda, cuda_linear_fwd);
+  linear_bwd_weight.fill(DeviceType::cuda, cuda_linear_bwd_weight);
+  linear_bwd_input.fill(DeviceType::cuda, cuda_linear_bwd_input);
   linear_bwd_activation.fill(DeviceType::cuda, cuda_linear_bwd_activation);
   sum_rows.fill(DeviceType::cuda, cuda_sum_rows);
 }

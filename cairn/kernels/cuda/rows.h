@@ -11,6 +11,7 @@ void finish_rows(const Tensor& y, const Tensor& pre, const Tensor& bias, Activat
 // sums [N] (+)= column sums of rows [R, N].
 void column_sums(const Dst& sums, const Tensor& rows);
 // dpre [R, N] = dy times the activation's derivative, and its column sums into db, where wanted.
+// dpre may be dy.
 void undo_activation(const Tensor& dpre, const Dst& db, const Tensor& dy, const Tensor& saved,
                      Activation activation);
 

@@ -1,7 +1,7 @@
 // cuBLASLt over host memory: descriptors that are checked, and products by plain loops.
 #include <cmath>
 #include <cstring>
-#include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -15,6 +15,7 @@ namespace {
 std::string last_complaint;
 BlasLog log;
 bool epilogues_refused = false;
+std::set<cublasLtEpilogue_t> refused;
 
 cublasStatus_t refuse(const std::string& text,
                       cublasStatus_t status = CUBLAS_STATUS_INVALID_VALUE) {
@@ -27,7 +28,7 @@ struct Desc {
   cudaDataType_t scale;
   cublasOperation_t op_a = CUBLAS_OP_N, op_b = CUBLAS_OP_N;
   cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-  const void* bias = nullptr;
+  void* bias = nullptr;
   void* aux = nullptr;
   int64_t aux_ld = 0;
 };
@@ -164,13 +165,23 @@ struct Problem {
   int64_t m, n, k;
 };
 
-bool has_bias(cublasLtEpilogue_t e) {
-  return e == CUBLASLT_EPILOGUE_BIAS || e == CUBLASLT_EPILOGUE_RELU_BIAS ||
-         e == CUBLASLT_EPILOGUE_GELU_BIAS || e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
-}
-bool has_aux(cublasLtEpilogue_t e) {
-  return e == CUBLASLT_EPILOGUE_GELU_AUX || e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
-}
+// What the bits of an epilogue's number say.
+struct Meaning {
+  bool relu, gelu, adds_bias, drelu, dgelu, sums_rows, sums_a, sums_b, aux;
+  explicit Meaning(cublasLtEpilogue_t e)
+      : relu(e & 2),
+        gelu(e & 32),
+        adds_bias(e & 4),
+        drelu(e & 8),
+        dgelu(e & 64),
+        sums_rows(e & 16),
+        sums_a(e == CUBLASLT_EPILOGUE_BGRADA),
+        sums_b(e == CUBLASLT_EPILOGUE_BGRADB),
+        aux(e & 128) {}
+  bool writes_bias() const { return sums_rows || sums_a || sums_b; }
+  bool is_gradient() const { return drelu || dgelu || writes_bias(); }
+  bool bits() const { return aux && (relu || drelu); }
+};
 
 bool types_fit(const Problem& p) {
   if (p.a.type != p.b.type || p.c.type != p.d.type) return false;
@@ -187,6 +198,26 @@ bool types_fit(const Problem& p) {
   }
 }
 
+cublasStatus_t check_epilogue(const Problem& p) {
+  const Meaning e(p.desc.epilogue);
+  if (p.desc.compute == CUBLAS_COMPUTE_64F || epilogues_refused ||
+      refused.count(p.desc.epilogue) != 0)
+    return refuse("epilogue", CUBLAS_STATUS_NOT_SUPPORTED);
+  // What the library has been seen to refuse.
+  if (e.is_gradient() && p.k == 1) return refuse("inner size of 1", CUBLAS_STATUS_NOT_SUPPORTED);
+  if ((e.sums_a && p.m == 1) || (e.sums_b && p.n == 1))
+    return refuse("sum of one line", CUBLAS_STATUS_NOT_SUPPORTED);
+  if (e.writes_bias() && p.d.batch > 1) return refuse("sums of a batch need places of their own");
+  if ((e.adds_bias || e.writes_bias()) != (p.desc.bias != nullptr))
+    return refuse("bias must be given where it is used");
+  if (e.aux != (p.desc.aux != nullptr)) return refuse("aux must be given where it is used");
+  if (e.aux && (p.desc.aux_ld % (e.bits() ? 128 : 8) != 0 || p.desc.aux_ld < p.m))
+    return refuse(
+        "aux's leading dimension must be a multiple of 8, of 128 for bits, and at least "
+        "the rows");
+  return CUBLAS_STATUS_SUCCESS;
+}
+
 cublasStatus_t check_problem(Problem* p) {
   const bool ta = p->desc.op_a == CUBLAS_OP_T, tb = p->desc.op_b == CUBLAS_OP_T;
   p->m = ta ? p->a.cols : p->a.rows;
@@ -201,23 +232,14 @@ cublasStatus_t check_problem(Problem* p) {
     if (l->batch != p->d.batch) return refuse("batch counts must be equal");
   }
   if (!types_fit(*p)) return refuse("types must fit the compute type", CUBLAS_STATUS_NOT_SUPPORTED);
-  const cublasLtEpilogue_t e = p->desc.epilogue;
-  if (e == CUBLASLT_EPILOGUE_DEFAULT) return CUBLAS_STATUS_SUCCESS;
-  if (p->desc.compute == CUBLAS_COMPUTE_64F || epilogues_refused)
-    return refuse("epilogue", CUBLAS_STATUS_NOT_SUPPORTED);
-  if (has_bias(e) != (p->desc.bias != nullptr))
-    return refuse("bias must be given where it is used");
-  if (has_aux(e) != (p->desc.aux != nullptr)) return refuse("aux must be given where it is used");
-  if (has_aux(e) && (p->desc.aux_ld % 8 != 0 || p->desc.aux_ld < p->m))
-    return refuse("aux's leading dimension must be a multiple of 8, at least the rows");
-  return CUBLAS_STATUS_SUCCESS;
+  return p->desc.epilogue == CUBLASLT_EPILOGUE_DEFAULT ? CUBLAS_STATUS_SUCCESS : check_epilogue(*p);
 }
 
 uint64_t hash_of(const Problem& p) {
   uint64_t h = 14695981039346656037u;
   const auto mix = [&](int64_t v) { h = (h ^ static_cast<uint64_t>(v)) * 1099511628211u; };
   for (int64_t v : {int64_t{p.desc.compute}, int64_t{p.desc.op_a}, int64_t{p.desc.op_b},
-                    int64_t{p.desc.epilogue}})
+                    int64_t{p.desc.epilogue}, p.desc.aux_ld})
     mix(v);
   for (const Layout* l : {&p.a, &p.b, &p.c, &p.d})
     for (int64_t v :
@@ -286,41 +308,77 @@ struct Pointers {
   double alpha, beta;
 };
 
+constexpr double kRoot = 0.79788456080286535588;  // of 2 / pi
+double gelu(double x) { return x / 2 * (1 + std::tanh(kRoot * (x + 0.044715 * x * x * x))); }
+double gelu_slope(double x) {
+  const double t = std::tanh(kRoot * (x + 0.044715 * x * x * x));
+  return (1 + t) / 2 + x / 2 * (1 - t * t) * kRoot * (1 + 3 * 0.044715 * x * x);
+}
+
+// The bits of relu: of one column after the other, the first in the lowest bit of its byte.
+void set_bit(void* bits, int64_t at, bool on) {
+  uint8_t& byte = static_cast<uint8_t*>(bits)[at / 8];
+  byte = static_cast<uint8_t>((byte & ~(1u << at % 8)) | (on ? 1u << at % 8 : 0u));
+}
+bool bit(const void* bits, int64_t at) {
+  return static_cast<const uint8_t*>(bits)[at / 8] >> at % 8 & 1;
+}
+
 double finish(const Problem& p, int64_t row, int64_t at, double value) {
-  const cublasLtEpilogue_t e = p.desc.epilogue;
-  if (has_bias(e)) value += load(p.d.type, p.desc.bias, row);
-  if (has_aux(e)) store(p.d.type, p.desc.aux, at, value);
-  if (e == CUBLASLT_EPILOGUE_RELU || e == CUBLASLT_EPILOGUE_RELU_BIAS) return value < 0 ? 0 : value;
-  if (e != CUBLASLT_EPILOGUE_DEFAULT && e != CUBLASLT_EPILOGUE_BIAS)
-    return value / 2 *
-           (1 + std::tanh(0.79788456080286535588 * (value + 0.044715 * value * value * value)));
-  return value;
+  const Meaning e(p.desc.epilogue);
+  if (e.adds_bias) value += load(p.d.type, p.desc.bias, row);
+  if (e.drelu) return bit(p.desc.aux, at) ? value : 0;
+  if (e.dgelu) return value * gelu_slope(load(p.d.type, p.desc.aux, at));
+  if (e.aux && e.relu) set_bit(p.desc.aux, at, value > 0);
+  if (e.aux && e.gelu) store(p.d.type, p.desc.aux, at, value);
+  if (e.relu) return value < 0 ? 0 : value;
+  return e.gelu ? gelu(value) : value;
+}
+
+// Element [row, l] of op(A) and [l, col] of op(B), of batch z.
+double of_a(const Problem& p, const void* a, int64_t z, int64_t row, int64_t l) {
+  const bool turned = p.desc.op_a == CUBLAS_OP_T;
+  return load(p.a.type, a, z * p.a.batch_stride + (turned ? row * p.a.ld + l : l * p.a.ld + row));
+}
+double of_b(const Problem& p, const void* b, int64_t z, int64_t l, int64_t col) {
+  const bool turned = p.desc.op_b == CUBLAS_OP_T;
+  return load(p.b.type, b, z * p.b.batch_stride + (turned ? l * p.b.ld + col : col * p.b.ld + l));
+}
+
+// The gradients of a bias that are sums of an operand over the inner size: of A's rows, B's
+// columns.
+void sum_operand(const Problem& p, const Pointers& at) {
+  const Meaning e(p.desc.epilogue);
+  for (int64_t i = 0; i < (e.sums_a ? p.m : e.sums_b ? p.n : 0); ++i) {
+    double sum = 0;
+    for (int64_t l = 0; l < p.k; ++l)
+      sum += e.sums_a ? of_a(p, at.a, 0, i, l) : of_b(p, at.b, 0, l, i);
+    store(p.d.type, p.desc.bias, i, sum);
+  }
 }
 
 void compute(const Problem& p, const Pointers& at) {
   const bool fast = p.desc.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
-  const bool ta = p.desc.op_a == CUBLAS_OP_T, tb = p.desc.op_b == CUBLAS_OP_T;
+  std::vector<double> row_sums(static_cast<size_t>(p.m));
   for (int64_t z = 0; z < p.d.batch; ++z)
     for (int64_t col = 0; col < p.n; ++col)
       for (int64_t row = 0; row < p.m; ++row) {
         double sum = 0;
         for (int64_t l = 0; l < p.k; ++l) {
-          double x = load(p.a.type, at.a,
-                          z * p.a.batch_stride + (ta ? row * p.a.ld + l : l * p.a.ld + row));
-          double y = load(p.b.type, at.b,
-                          z * p.b.batch_stride + (tb ? l * p.b.ld + col : col * p.b.ld + l));
-          if (fast) {
-            x = to_tf32(x);
-            y = to_tf32(y);
-          }
-          sum += x * y;
+          const double x = of_a(p, at.a, z, row, l), y = of_b(p, at.b, z, l, col);
+          sum += fast ? to_tf32(x) * to_tf32(y) : x * y;
         }
-        const int64_t place = z * p.d.batch_stride + col * p.d.ld + row;
         double value = at.alpha * sum;
         if (at.beta != 0)
           value += at.beta * load(p.c.type, at.c, z * p.c.batch_stride + col * p.c.ld + row);
-        store(p.d.type, at.d, place, finish(p, row, col * p.desc.aux_ld + row, value));
+        value = finish(p, row, col * p.desc.aux_ld + row, value);
+        row_sums[static_cast<size_t>(row)] += value;
+        store(p.d.type, at.d, z * p.d.batch_stride + col * p.d.ld + row, value);
       }
+  if (Meaning(p.desc.epilogue).sums_rows)
+    for (int64_t row = 0; row < p.m; ++row)
+      store(p.d.type, p.desc.bias, row, row_sums[static_cast<size_t>(row)]);
+  sum_operand(p, at);
 }
 
 bool aligned(const void* p, uint32_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
@@ -348,6 +406,7 @@ cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void* a
   ++log.products;
   log.batched += p.d.batch > 1;
   log.with_epilogue += p.desc.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
+  ++log.epilogues[p.desc.epilogue];
   log.fast_tf32 += p.desc.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
   log.longest_k = std::max(log.longest_k, p.k);
   const Pointers at{a, b, c, d, scalar(alpha), scalar(beta)};
@@ -383,6 +442,10 @@ std::string complaint() { return std::exchange(last_complaint, ""); }
 void complain(const std::string& text) { last_complaint = text; }
 BlasLog& blas_log() { return log; }
 const kernels::cuda::BlasApi& fake_blas() { return kFake; }
-void refuse_epilogues(bool on) { epilogues_refused = on; }
+void refuse_epilogues(bool on) {
+  epilogues_refused = on;
+  refused.clear();
+}
+void refuse_epilogue(cublasLtEpilogue_t one) { refused.insert(one); }
 
 }  // namespace cairn::emulator

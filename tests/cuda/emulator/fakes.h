@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "cairn/kernels/cuda/blas.h"
@@ -19,12 +20,15 @@ struct BlasLog {
   int64_t products = 0;
   int64_t batched = 0;  // of those
   int64_t with_epilogue = 0;
+  std::map<cublasLtEpilogue_t, int64_t> epilogues;  // how often each
   int64_t fast_tf32 = 0;
   int64_t longest_k = 0;
 };
 BlasLog& blas_log();
 const kernels::cuda::BlasApi& fake_blas();
-// From now on no algorithm knows an epilogue.
+// From now on no algorithm knows an epilogue; false: all are known again.
 void refuse_epilogues(bool on);
+// Nor this one.
+void refuse_epilogue(cublasLtEpilogue_t one);
 
 }  // namespace cairn::emulator
