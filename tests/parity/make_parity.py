@@ -46,6 +46,7 @@ def write_ops(folder):
         parity_maths.moves,
         parity_elementwise.unary,
         parity_elementwise.binary,
+        parity_layers.feed_forward_blocks,  # last, so that the others' values stay
     ):
         part(cases)
     return cases.write(folder, "ops")

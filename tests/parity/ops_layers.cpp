@@ -118,6 +118,13 @@ void add_products(Runs& runs) {
   runs["linear"] = [](Case& c) {
     return Outputs{linear(c.in("x"), c.in("weight"), c.in_or_none("bias"))};
   };
+  runs["feed_forward"] = [](Case& c) {
+    const auto name = c.get<std::string>("activation");
+    check(name == "relu" || name == "gelu_tanh", "parity: unknown activation ", name);
+    return Outputs{feed_forward(
+        c.in("x"), c.in("weight1"), c.in_or_none("bias1"), c.in("weight2"), c.in_or_none("bias2"),
+        {.activation = name == "relu" ? Activation::relu : Activation::gelu_tanh})};
+  };
   runs["matmul"] = [](Case& c) { return Outputs{matmul(c.in("a"), c.in("b"))}; };
   runs["matmul_tt"] = [](Case& c) {
     return Outputs{matmul(transpose(c.in("a"), 0, 1), transpose(c.in("b"), 0, 1))};

@@ -276,6 +276,25 @@ def products(f):
     )
 
 
+def feed_forward_blocks(f):
+    """Two linear layers with an activation between; its name is not PyTorch's."""
+    functions = {"relu": F.relu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+    for activation, function in functions.items():
+        for name, x, width, out, biases in (
+            ("biases", (3, 4), 8, 5, True),
+            ("no_biases_3d", (2, 3, 4), 7, 4, False),
+        ):
+            inputs = {"x": f.fill(*x), "weight1": f.fill(width, x[-1]), "weight2": f.fill(out, width)}
+            if biases:
+                inputs |= {"bias1": f.fill(width), "bias2": f.fill(out)}
+
+            def run(x, weight1, weight2, bias1=None, bias2=None, g=function):
+                return F.linear(g(F.linear(x, weight1, bias1)), weight2, bias2)
+
+            attrs = {"activation": activation}
+            f.add(f"{activation}_{name}", "feed_forward", run, inputs, attrs)
+
+
 def activations(f):
     wide = tensor([[-1000.0, -20.0, -3.0, -1.0, -0.5, -0.0], [0.0, 0.25, 1.0, 2.5, 20.0, 1000.0]])
     functions = {
