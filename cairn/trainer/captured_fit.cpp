@@ -206,7 +206,8 @@ StepGraph* Trainer::capture_steps(const StepKind& kind, int64_t count, const Bat
   std::string reason;
   try {
     check(!hooked, "a parameter has a hook for its gradient (on_grad_ready)");
-    Capture capture(strategy_->root_device());
+    const Device device = strategy_->root_device();
+    Capture capture(device, default_generator(), steps_->pool(device));
     for (auto& logged : steps->logged) {
       if (kind.makes_batch) steps->batch = resident_->make(kind.input[0]);
       metrics_.context.batch_size = steps->batch.size();
@@ -214,6 +215,7 @@ StepGraph* Trainer::capture_steps(const StepKind& kind, int64_t count, const Bat
       steps->loss = forward_backward(steps->batch, progress_.batch++, kind.closes);
       if (kind.closes) step_optimizer();
     }
+    keep_logged(capture, *steps);
     steps->graph = capture.finish();
   } catch (const std::exception& error) {
     reason = error.what();

@@ -34,8 +34,19 @@ void HasGradient::restore() const {
     if (AutogradMeta* meta = autograd_meta(p)) meta->has_grad = has;
 }
 
+void keep_logged(Capture& capture, StepGraph& steps) {
+  std::vector<const MetricStore::Entry*> kept;
+  for (auto logged = steps.logged.rbegin(); logged != steps.logged.rend(); ++logged)
+    for (auto record = logged->rbegin(); record != logged->rend(); ++record) {
+      if (std::find(kept.begin(), kept.end(), record->entry) != kept.end()) continue;
+      kept.push_back(record->entry);
+      record->value = capture.keep(record->value);
+    }
+}
+
 void StepGraphs::stop() {
   graphs_.clear();
+  pool_ = {};
   stopped_ = true;
 }
 
@@ -65,9 +76,15 @@ void StepGraphs::count(const StepKind& kind) {
 void StepGraphs::set_model(uint64_t model) {
   if (model != model_) {
     graphs_.clear();
+    pool_ = {};
     seen_.clear();  // the next step makes what the other model needs
   }
   model_ = model;
+}
+
+const GraphPool& StepGraphs::pool(Device device) {
+  if (!pool_.defined()) pool_ = graph_pool_handle(device);
+  return pool_;
 }
 
 }  // namespace cairn::trainer

@@ -38,17 +38,20 @@ struct StepGraph {
   StepKind kind;
   int64_t count = 1;  // steps in a launch
   Batch batch;        // where the step reads its batch, or makes it; the last step's
-  Tensor loss;        // the last step's
-  std::vector<std::vector<MetricStore::Record>> logged;  // by step
+  Tensor loss;        // the last step's, until the next launch
+  std::vector<std::vector<MetricStore::Record>> logged;  // by step; keep_logged() has run
   HasGradient after;                                     // what the last step leaves
   CapturedGraph graph;
 };
+
+// Values that somebody may ask for after other graphs were launched: of each name the last.
+void keep_logged(Capture& capture, StepGraph& steps);
 
 class StepGraphs {
  public:
   static constexpr int64_t kWarmUp =
       3;                              // steps before anything is captured, one at least of a kind
-  static constexpr size_t kMost = 4;  // graphs, each with memory of its own
+  static constexpr size_t kMost = 4;  // graphs
   static constexpr int64_t kCounts[] = {16, 4, 1};
 
   // Steps run one by one from now on.
@@ -67,8 +70,12 @@ class StepGraphs {
   // tensors lie, what is trained, what is in training mode. Graphs of another one are dropped.
   void set_model(uint64_t model);
 
+  // The memory of all graphs: they are launched one after another.
+  const GraphPool& pool(Device device);
+
  private:
   std::vector<std::unique_ptr<StepGraph>> graphs_;
+  GraphPool pool_;
   std::vector<StepKind> seen_;
   int64_t steps_ = 0;
   uint64_t model_ = 0;

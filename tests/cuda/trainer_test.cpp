@@ -325,6 +325,51 @@ TEST_CASE("cuda: trainer: the learning rate's monitor logs the same rows") {
   CHECK(rows[0] == rows[1]);
 }
 
+TEST_CASE("cuda: trainer: the graphs of a fit share their memory") {
+  struct Memory : Callback {
+    void on_train_end(Trainer&, TrainingModule&) override {
+      Allocator* const allocator = backend_of(DeviceType::cuda, "test").allocator(kGpu);
+      allocator->release_cached();  // not that of graphs
+      bytes = allocator->stats().allocated + allocator->stats().cached;
+    }
+    int64_t bytes = 0;
+  };
+  struct Wide : TrainingModule {
+    Tensor training_step(const Batch& batch, int64_t) override {
+      ++calls;
+      Tensor t = relu(up(batch.input));
+      for (int i = 0; i < 6; ++i) t = dropout(t, 0.1, training());
+      const Tensor loss = cross_entropy(down(t), batch.target);
+      log("loss", loss, {.on_step = true, .on_epoch = true});
+      return loss;
+    }
+    OptimizerConfig configure_optimizers() override { return optim::adam(parameters()); }
+    int calls = 0;
+    nn::Linear up{child("up"), 6, 8192};
+    nn::Linear down{child("down"), 8192, 3};
+  };
+  // Of 8 images, 256 KiB an activation, and of 4.
+  const auto measure = [&](int64_t count, int64_t log_every, int calls) {
+    const data::TensorDataset set = samples(count);
+    data::DataLoader loader(set, {.batch_size = 8});
+    Wide model;
+    const auto memory = std::make_shared<Memory>();
+    Trainer trainer({.max_epochs = 3,
+                     .callbacks = {memory},
+                     .enable_checkpointing = false,
+                     .enable_progress_bar = false,
+                     .log_every_n_steps = log_every,
+                     .gradient_clip_val = 0.1});
+    trainer.fit(model, loader);
+    CHECK(model.calls == calls);
+    return memory->bytes;
+  };
+  const int64_t one = measure(40, 1, 3 + 1);
+  const int64_t several = measure(76, 0, 3 + 1 + 4 + 1 + 1);
+  INFO(one << " bytes with one graph, " << several << " with three");
+  CHECK(several <= one + (2 << 20));  // a segment
+}
+
 TEST_CASE("cuda: trainer: a model that changes is captured anew") {
   struct Thaw : Callback {
     void on_train_epoch_start(Trainer& t, TrainingModule& model) override {

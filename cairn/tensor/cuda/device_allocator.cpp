@@ -219,13 +219,12 @@ void DeviceAllocator::set_caching(bool on) {
   caching_ = on;
 }
 
-int64_t DeviceAllocator::begin_pool() {
+int64_t DeviceAllocator::make_pool() {
   const std::lock_guard lock(mutex_);
-  check(thread_pool == 0, "begin_pool: pools must not nest, got one inside another");
-  return thread_pool = ++last_pool_;
+  return ++last_pool_;
 }
 
-void DeviceAllocator::end_pool() { thread_pool = 0; }
+void DeviceAllocator::use_pool(int64_t id) { thread_pool = id; }
 
 void DeviceAllocator::drop_pool(int64_t id) {
   const std::lock_guard lock(mutex_);

@@ -1,6 +1,6 @@
 // The caching allocator of one CUDA device: segments from the driver, cut into blocks.
 // Invariant: a block is handed out again only to work that comes after its last use in the same
-// stream, so nothing waits; blocks of a graph's pool are never handed out to anything else.
+// stream, so nothing waits; blocks of graphs' pools are never handed out to anything else.
 #pragma once
 
 #include <cstdint>
@@ -33,10 +33,11 @@ class DeviceAllocator final : public Allocator {
   // Off: every block is a segment of its own, exactly as large as asked for.
   void set_caching(bool on);
 
-  // From begin_pool to end_pool this thread's blocks come from a pool of their own. drop_pool gives
-  // the pool back once its blocks are free; nothing may use its memory any more.
-  int64_t begin_pool();
-  void end_pool();
+  // A pool of graphs: this thread's blocks come from it from use_pool(it) to use_pool(0), which is
+  // the pool of everybody. drop_pool gives it back once its blocks are free; nothing may use its
+  // memory any more.
+  int64_t make_pool();
+  void use_pool(int64_t id);
   void drop_pool(int64_t id);
 
  private:

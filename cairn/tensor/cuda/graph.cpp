@@ -1,7 +1,11 @@
-// Graph capture: one stream, memory of its own, random numbers that go on.
+// Graph capture: one stream, memory that only graphs use, random numbers that go on.
+// Invariant: a block of a pool is held by a tensor, or is what graphs of the pool write before they
+// read it: a launch may find anything there. Results that must outlive other graphs' launches lie
+// in a pool of the one graph (keep), where no other capture ever allocated.
 #include "cairn/tensor/cuda/graph.h"
 
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "cairn/tensor/cuda/device_allocator.h"
@@ -20,16 +24,34 @@ struct Current {
 thread_local Current current;
 
 // A pool of the allocator, given back when the last user of its memory is gone.
-class Pool {
+class Pool final : public GraphPool::Impl {
  public:
-  explicit Pool(Device device) : device_(device), id_(allocator_of(device).begin_pool()) {}
-  ~Pool() { allocator_of(device_).drop_pool(id_); }
+  explicit Pool(Device device) : device_(device), id_(allocator_of(device).make_pool()) {}
+  ~Pool() override { allocator_of(device_).drop_pool(id_); }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
+
+  // From here on this thread's memory comes from the pool.
+  void use() const { allocator_of(device_).use_pool(id_); }
+  // The one stream of all its graphs, which keeps their launches apart.
+  void check_stream(Device device, const char* op) {
+    check(device == device_, op, ": pool must be of ", device, ", got one of ", device_);
+    const cudaStream_t now = current_stream(device);
+    if (!stream_) stream_ = now;
+    check(*stream_ == now, op, ": graphs that share a pool must stay on one stream, got another");
+  }
 
  private:
   Device device_;
   int64_t id_;
+  std::optional<cudaStream_t> stream_;
+};
+
+// Where a graph's memory lies.
+struct Memory {
+  std::shared_ptr<Pool> pool;  // shared with other graphs, or not
+  bool shared = false;
+  std::unique_ptr<Pool> kept = nullptr;  // where something was kept
 };
 
 class Graph final : public CapturedGraph::Impl {
@@ -41,9 +63,9 @@ class Graph final : public CapturedGraph::Impl {
     Tensor shift;          // i64 [1] on the device: the blocks to add
   };
 
-  Graph(Device device, OwnedGraph graph, std::unique_ptr<Pool> pool, Draws draws)
+  Graph(Device device, OwnedGraph graph, Memory memory, Draws draws)
       : device_(device),
-        pool_(std::move(pool)),
+        memory_(std::move(memory)),
         graph_(std::move(graph)),
         draws_(std::move(draws)) {
     cudaGraphExec_t exec = nullptr;
@@ -52,6 +74,7 @@ class Graph final : public CapturedGraph::Impl {
   }
 
   void launch() override {
+    if (memory_.shared) memory_.pool->check_stream(device_, "launch");
     Generator& generator = *draws_.generator;
     const uint64_t wanted = generator.offset() - draws_.captured_at;
     // Somebody else drew in between, or set the generator anew.
@@ -71,7 +94,7 @@ class Graph final : public CapturedGraph::Impl {
 
  private:
   Device device_;
-  std::unique_ptr<Pool> pool_;  // outlives the graph that uses its memory
+  Memory memory_;  // outlives the graph that uses it
   OwnedGraph graph_;
   OwnedGraphExec exec_;
   Draws draws_;
@@ -80,20 +103,26 @@ class Graph final : public CapturedGraph::Impl {
 
 class Recording final : public Capture::Impl {
  public:
-  Recording(Device device, Generator& generator)
+  Recording(Device device, Generator& generator, const GraphPool& pool)
       : device_(device), generator_(&generator), offset_(generator.offset()) {
     check(!current.on, "capture: captures must not nest, got one inside another");
+    if (pool.defined()) {
+      memory_ = {std::static_pointer_cast<Pool>(pool.impl()), true};
+      memory_.pool->check_stream(device, "capture");
+    } else {
+      memory_ = {std::make_shared<Pool>(device)};
+    }
     shift_ = zeros({1}, {DType::i64, device});
-    // What ran before will run in the graph's own memory from now on. (This waits, once.)
+    // What ran before will run in the graph's memory from now on. (This waits, once.)
     allocator_of(device).release_cached();
     advance_shift(shift_, 0);  // loads the kernel, which finish() may launch inside the capture
-    pool_ = std::make_unique<Pool>(device);
+    memory_.pool->use();
     const DeviceGuard guard(device);
     try {
       // Relaxed: other threads of the process go on as ever.
       CAIRN_CUDA(cudaStreamBeginCapture, current_stream(device), cudaStreamCaptureModeRelaxed);
     } catch (...) {
-      allocator_of(device).end_pool();
+      allocator_of(device).use_pool(0);
       throw;
     }
     current = {device, shift_.data<int64_t>(), true};
@@ -103,13 +132,30 @@ class Recording final : public Capture::Impl {
     if (open_) static_cast<void>(end());
   }
 
+  Tensor keep(const Tensor& result) override {
+    check(result.defined() && result.device() == device_, "keep: result must be on ", device_,
+          ", got ", result.defined() ? cat(result.device()) : "an undefined tensor");
+    if (!memory_.kept) memory_.kept = std::make_unique<Pool>(device_);
+    memory_.kept->use();
+    Tensor out;
+    try {
+      out = empty_like(result);
+    } catch (...) {
+      memory_.pool->use();
+      throw;
+    }
+    memory_.pool->use();
+    raw::copy_(out, result);
+    return out;
+  }
+
   CapturedGraph finish() override {
     const uint64_t used = generator_->offset() - offset_;
     if (used > 0) advance_shift(shift_, static_cast<int64_t>(used));
     cudaGraph_t graph = nullptr;
     check_call(end(&graph), "cudaStreamEndCapture");
     return CapturedGraph(
-        std::make_unique<Graph>(device_, OwnedGraph(graph), std::move(pool_),
+        std::make_unique<Graph>(device_, OwnedGraph(graph), std::move(memory_),
                                 Graph::Draws{generator_, offset_, used, std::move(shift_)}));
   }
 
@@ -117,7 +163,7 @@ class Recording final : public Capture::Impl {
   cudaError_t end(cudaGraph_t* graph = nullptr) {
     open_ = false;
     current = {};
-    allocator_of(device_).end_pool();
+    allocator_of(device_).use_pool(0);
     generator_->set_state(generator_->seed(), offset_);
     cudaGraph_t dropped = nullptr;
     int before = 0;
@@ -137,13 +183,18 @@ class Recording final : public Capture::Impl {
   Generator* generator_;
   uint64_t offset_;
   Tensor shift_;
-  std::unique_ptr<Pool> pool_;
+  Memory memory_;
   bool open_ = true;
 };
 
-std::unique_ptr<Capture::Impl> begin(Device device, Generator& generator) {
+std::unique_ptr<Capture::Impl> begin(Device device, Generator& generator, const GraphPool& pool) {
   check_device(device, "capture");
-  return std::make_unique<Recording>(device, generator);
+  return std::make_unique<Recording>(device, generator, pool);
+}
+
+GraphPool make_pool(Device device) {
+  check_device(device, "capture");
+  return GraphPool(std::make_shared<Pool>(device));
 }
 
 }  // namespace
@@ -156,6 +207,6 @@ void refuse_in_capture(Device device, const char* op, const char* what) {
 
 const int64_t* random_shift(Device device) { return capturing(device) ? current.shift : nullptr; }
 
-constexpr CaptureBackend kCaptureBackend{begin};
+constexpr CaptureBackend kCaptureBackend{begin, make_pool};
 
 }  // namespace cairn::cuda
