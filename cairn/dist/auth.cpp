@@ -23,8 +23,9 @@ constexpr size_t kVerdictBytes = 8 + kClaimBytes + kProofBytes;
 static_assert(kAnswerBytes == Handshake::kLargest && kProofBytes == crypto_auth_hmacsha256_BYTES);
 
 // The last byte is the version of the exchange.
-constexpr unsigned char kMagicText[kMagicBytes] = {'c', 'a', 'i', 'r', 'n', 0, 0, 1};
-const std::span<const std::byte> kMagic = std::as_bytes(std::span(kMagicText));
+constexpr std::array<std::byte, kMagicBytes> kMagic = {
+    std::byte{'c'}, std::byte{'a'}, std::byte{'i'}, std::byte{'r'},
+    std::byte{'n'}, std::byte{0},   std::byte{0},   std::byte{1}};
 
 const unsigned char* chars(std::span<const std::byte> bytes) {
   return reinterpret_cast<const unsigned char*>(bytes.data());
@@ -105,6 +106,7 @@ size_t Handshake::expects() const {
 void Handshake::received(std::span<const std::byte> message) {
   check(message.size() == expects() && !message.empty(), "auth: message must have ", expects(),
         " bytes, got ", message.size());
+  out_size_ = 0;  // an answer to it means that the other end has what was said before
   switch (step_) {
     case Step::hello:
       return take_hello(message);

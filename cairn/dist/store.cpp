@@ -119,6 +119,7 @@ void Store::barrier(std::string_view name, int rank, int world_size, Millisecond
   check(add(key(rank), 1) == 1, "barrier '", name, "': rank ", rank,
         " must join once, got a second call. A name serves once");
   std::vector<std::string> keys;
+  keys.reserve(static_cast<size_t>(world_size));
   for (int r = 0; r < world_size; ++r) keys.push_back(key(r));
   try {
     wait(keys, deadline.remaining());

@@ -71,7 +71,7 @@ int64_t StoreTable::add(std::string_view key, int64_t delta) {
 StoreTable::Value StoreTable::compare_set(std::string_view key, std::string_view expected,
                                           std::string_view desired) {
   check_value(desired);
-  const Value value = find(key);
+  Value value = find(key);
   if ((value ? std::string_view(*value) : std::string_view()) != expected) return value;
   set(key, desired);
   return find(key);

@@ -134,11 +134,10 @@ void Client::read_replies() {
     return socket_.recv_all(std::as_writable_bytes(bytes), never) == Transfer::done;
   };
   char head[StoreFrame::kHead];
-  std::string body;
   while (receive(head)) {
     const StoreFrame frame = wire::frame_of(head);
     if (frame.bytes > StoreFrame::kMaxBody) break;
-    body.resize(frame.bytes);
+    std::string body(frame.bytes, '\0');
     if (!receive(body)) break;
     const std::lock_guard lock(mutex_);
     const auto at = waiting_.find(frame.id);
