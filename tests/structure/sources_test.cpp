@@ -29,7 +29,7 @@ const std::map<std::string, std::set<std::string>> kMayUse = {
 // Folders whose headers are for the library alone, so that they may include other libraries'
 // headers.
 const std::vector<std::string> kPrivateFolders = {"cairn/kernels/cpu/", "cairn/kernels/cuda/",
-                                                  "cairn/tensor/cuda/"};
+                                                  "cairn/tensor/cuda/", "cairn/dist/cuda/"};
 
 // How the names of other libraries' headers start.
 const std::vector<std::string> kVendors = {"hwy/",   "nlohmann/", "curl/",    "CLI/",

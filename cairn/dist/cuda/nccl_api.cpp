@@ -17,7 +17,7 @@ struct Installed {
     library.find_as(&api.async_error, "ncclCommGetAsyncError");
     library.find_as(&api.finalize, "ncclCommFinalize");
     library.find_as(&api.destroy, "ncclCommDestroy");
-    library.find_as(&api.abort, "ncclCommAbort");
+    library.find_as(&api.comm_abort, "ncclCommAbort");
     library.find_as(&api.all_reduce, "ncclAllReduce");
     library.find_as(&api.reduce, "ncclReduce");
     library.find_as(&api.reduce_scatter, "ncclReduceScatter");

@@ -15,7 +15,7 @@ struct NcclApi {
   decltype(&ncclCommGetAsyncError) async_error;
   decltype(&ncclCommFinalize) finalize;
   decltype(&ncclCommDestroy) destroy;
-  decltype(&ncclCommAbort) abort;
+  decltype(&ncclCommAbort) comm_abort;
   decltype(&ncclAllReduce) all_reduce;
   decltype(&ncclReduce) reduce;
   decltype(&ncclReduceScatter) reduce_scatter;

@@ -67,7 +67,7 @@ NcclComm::NcclComm(const NcclApi& api, const ncclUniqueId& id, int rank, int siz
     check("ncclCommInitRankConfig", api_.init(&comm_, size, id, rank, &config));
     settle("ncclCommInitRankConfig", deadline);
   } catch (...) {
-    abort();
+    end();
     throw;
   }
 }
@@ -177,13 +177,13 @@ void NcclComm::close(const Deadline& deadline) noexcept {
     check("ncclCommDestroy", api_.destroy(comm_));
     comm_ = nullptr;
   } catch (const std::exception&) {  // all calls of this rank are done, so nothing is lost
-    abort();
+    end();
   }
 }
 
-void NcclComm::abort() noexcept {
+void NcclComm::end() noexcept {
   if (comm_ == nullptr) return;
-  static_cast<void>(api_.abort(comm_));  // a failure here has nobody left to hear of it
+  static_cast<void>(api_.comm_abort(comm_));  // a failure here has nobody left to hear of it
   comm_ = nullptr;
 }
 

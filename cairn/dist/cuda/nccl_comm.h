@@ -1,5 +1,5 @@
 // NcclComm: a communicator that never blocks the host longer than a deadline says.
-// Invariant: it is closed or aborted once, and after that no call reaches NCCL.
+// Invariant: it is closed or ended once, and after that no call reaches NCCL.
 #pragma once
 
 #include <string>
@@ -20,7 +20,7 @@ class NcclComm {
   // TimeoutError past the deadline, CommError where NCCL fails.
   NcclComm(const NcclApi& api, const ncclUniqueId& id, int rank, int size,
            const Deadline& deadline);
-  ~NcclComm() { abort(); }
+  ~NcclComm() { end(); }
   NcclComm(const NcclComm&) = delete;
   NcclComm& operator=(const NcclComm&) = delete;
 
@@ -31,8 +31,8 @@ class NcclComm {
   // Lets the other ranks finish what they share with this one, then frees the communicator; aborts
   // it where that fails or lasts too long.
   void close(const Deadline& deadline) noexcept;
-  // Ends what runs and waits on the GPU.
-  void abort() noexcept;
+  // ncclCommAbort: ends what runs and waits on the GPU.
+  void end() noexcept;
 
  private:
   void enqueue(const Call& call, void* scratch, cudaStream_t stream);

@@ -217,7 +217,7 @@ class NcclGroup final : public ProcessGroup {
   // With the lock held.
   void break_with(Flight& flight, std::exception_ptr error) {
     recorder_.ended(flight.ticket, false);
-    comm_->abort();
+    comm_->end();
     shared_->broken = std::move(error);
   }
 
@@ -227,7 +227,7 @@ class NcclGroup final : public ProcessGroup {
     for (;;) {
       const bool idle = shared_->flights.empty();
       if (shared_->closing && (idle || shared_->broken)) return;
-      if (shared_->closing && shared_->closing->expired()) return comm_->abort();
+      if (shared_->closing && shared_->closing->expired()) return comm_->end();
       // An idle communicator is asked now and then too: its graphs run without a word to us.
       shared_->changed.wait_for(lock, idle ? 10 * kLook : kLook,
                                 [&] { return shared_->closing && shared_->flights.empty(); });

@@ -93,7 +93,7 @@ const dist::cuda::NcclApi& fake_nccl() {
           },
       .finalize = [](ncclComm_t) { return ncclSuccess; },
       .destroy = end,
-      .abort =
+      .comm_abort =
           [](ncclComm_t comm) {
             ++log.aborted;
             return end(comm);
