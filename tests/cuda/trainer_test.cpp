@@ -356,6 +356,7 @@ TEST_CASE("cuda: trainer: the graphs of a fit share their memory") {
     const auto memory = std::make_shared<Memory>();
     Trainer trainer({.max_epochs = 3,
                      .callbacks = {memory},
+                     .logger = false,
                      .enable_checkpointing = false,
                      .enable_progress_bar = false,
                      .log_every_n_steps = log_every,

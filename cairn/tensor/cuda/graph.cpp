@@ -1,12 +1,13 @@
 // Graph capture: one stream, memory that only graphs use, random numbers that go on.
 // Invariant: a block of a pool is held by a tensor, or is what graphs of the pool write before they
-// read it: a launch may find anything there. Results that must outlive other graphs' launches lie
-// in a pool of the one graph (keep), where no other capture ever allocated.
+// read it: a launch may find anything there. Copies that must outlive other graphs' launches (keep)
+// lie in a pool of such copies, each held by its graph, so that nothing else ever writes there.
 #include "cairn/tensor/cuda/graph.h"
 
 #include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "cairn/tensor/cuda/device_allocator.h"
 #include "cairn/tensor/cuda/runtime.h"
@@ -33,6 +34,11 @@ class Pool final : public GraphPool::Impl {
 
   // From here on this thread's memory comes from the pool.
   void use() const { allocator_of(device_).use_pool(id_); }
+  // The pool of what is kept.
+  const Pool& copies() {
+    if (!copies_) copies_ = std::make_unique<Pool>(device_);
+    return *copies_;
+  }
   // The one stream of all its graphs, which keeps their launches apart.
   void check_stream(Device device, const char* op) {
     check(device == device_, op, ": pool must be of ", device, ", got one of ", device_);
@@ -45,13 +51,14 @@ class Pool final : public GraphPool::Impl {
   Device device_;
   int64_t id_;
   std::optional<cudaStream_t> stream_;
+  std::unique_ptr<Pool> copies_;
 };
 
 // Where a graph's memory lies.
 struct Memory {
   std::shared_ptr<Pool> pool;  // shared with other graphs, or not
   bool shared = false;
-  std::unique_ptr<Pool> kept = nullptr;  // where something was kept
+  std::vector<Tensor> kept = {};
 };
 
 class Graph final : public CapturedGraph::Impl {
@@ -135,18 +142,16 @@ class Recording final : public Capture::Impl {
   Tensor keep(const Tensor& result) override {
     check(result.defined() && result.device() == device_, "keep: result must be on ", device_,
           ", got ", result.defined() ? cat(result.device()) : "an undefined tensor");
-    if (!memory_.kept) memory_.kept = std::make_unique<Pool>(device_);
-    memory_.kept->use();
-    Tensor out;
-    try {
-      out = empty_like(result);
-    } catch (...) {
-      memory_.pool->use();
-      throw;
+    {
+      struct Return {
+        const Pool& pool;
+        ~Return() { pool.use(); }
+      } back{*memory_.pool};
+      memory_.pool->copies().use();
+      memory_.kept.push_back(empty_like(result));
     }
-    memory_.pool->use();
-    raw::copy_(out, result);
-    return out;
+    raw::copy_(memory_.kept.back(), result);
+    return memory_.kept.back();
   }
 
   CapturedGraph finish() override {
