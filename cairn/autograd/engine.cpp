@@ -8,6 +8,7 @@
 
 #include "cairn/autograd/autocast.h"
 #include "cairn/kernels/accumulate.h"
+#include "cairn/tensor/capture.h"
 #include "cairn/tensor/profiler.h"
 #include "cairn/tensor/raw.h"
 
@@ -61,6 +62,28 @@ struct Run {
 };
 
 thread_local Run* current_run = nullptr;
+
+bool fits_memory(const Tensor& a, const Tensor& b) {
+  return a.shape() == b.shape() && a.strides() == b.strides();
+}
+
+bool knows_zeros(const AutogradMeta& leaf) {
+  return leaf.grad.defined() && leaf.zeros_version == leaf.grad.version();
+}
+// A handle outside could be written through between here and the optimizer.
+bool trusts_zeros(const AutogradMeta& leaf) { return !leaf.grad.defined() || leaf.grad.unique(); }
+
+// A step that is captured finds the zeros that were there before, whenever it is launched.
+void rely_on_zeros(const std::shared_ptr<AutogradMeta>& leaf) {
+  Capture* const capture = Capture::current(leaf->grad.device());
+  if (capture == nullptr || leaf->zeros_capture == capture->number()) return;
+  leaf->zeros_capture = capture->number();
+  if (leaf->zeros.empty()) return;
+  capture->rely_on({"zeros in a gradient", [leaf, zeros = leaf->zeros] {
+                      return knows_zeros(*leaf) && trusts_zeros(*leaf) &&
+                             contains(leaf->zeros, zeros, leaf->grad.numel());
+                    }});
+}
 
 // Counts the contributions to every leaf below `root`, and checks that no node was used before.
 void count_contributions(Node* root, Run& run) {
@@ -144,6 +167,7 @@ Dst Grads::dst(size_t i) {
     return {meta.grad, add};
   }
   Node& producer = *meta.node;
+  producer.zeros.clear();
   current_run->push(meta.node);
   if (!producer.grad.defined()) {
     producer.grad = make_grad(producer);
@@ -159,14 +183,24 @@ Dst Grads::dst(size_t i) {
 
 Dst Grads::dst_with_zeros(size_t i) {
   const Edge& edge = node_.edges[i];
-  if (!edge.meta || edge.meta->node) return dst(i);
+  if (!edge.meta) return {};
+  if (Node* const producer = edge.meta->node) {
+    Dst d = dst(i);
+    if (d.add) return d;
+    producer->zeros_version = d.tensor.version();
+    d.zeros = &producer->zeros;
+    return d;
+  }
   AutogradMeta& leaf = *edge.meta;
-  // A handle outside could be written through between here and the optimizer.
-  const bool trusted = !leaf.grad.defined() || leaf.grad.unique();
-  const bool known = leaf.grad.defined() && leaf.zeros_version == leaf.grad.version();
-  kernels::ZeroRanges zeros;
-  if (trusted && known) zeros = std::move(leaf.zeros);
+  const bool trusted = trusts_zeros(leaf);
+  kernels::ZeroPattern zeros;
+  if (trusted && knows_zeros(leaf)) {
+    rely_on_zeros(edge.meta);
+    zeros = std::move(leaf.zeros);
+  }
   Dst d = dst(i);
+  if (Capture* const capture = Capture::current(leaf.grad.device()))
+    leaf.zeros_capture = capture->number();  // what comes next is of the capture itself
   if (!trusted) return d;
   leaf.zeros = std::move(zeros);
   leaf.zeros_version = leaf.grad.version();
@@ -194,8 +228,17 @@ void Grads::give(size_t i, const Tensor& grad) {
     meta.node->grad_owned = false;
     return;
   }
-  const Dst d = dst(i);
+  // A rule that hands its own gradient on, in another dtype, hands on what is known of it.
+  const bool known = grad.same_as(out_) && !node_.zeros.empty() &&
+                     node_.zeros_version == grad.version() && grad.is_dense();
+  Dst d = known ? dst_with_zeros(i) : dst(i);
+  kernels::ZeroPattern* const zeros = std::exchange(d.zeros, nullptr);
   kernels::accumulate_to(d.tensor.device(), d, grad);
+  if (zeros == nullptr) return;
+  if (!fits_memory(d.tensor, grad))
+    zeros->clear();
+  else
+    *zeros = d.add ? intersection(*zeros, node_.zeros, grad.numel()) : node_.zeros;
 }
 
 const Tensor& set_requires_grad(const Tensor& t, bool value) {
@@ -284,11 +327,24 @@ Tensor grad(const Tensor& leaf) {
   return meta->grad;
 }
 
-const kernels::ZeroRanges& grad_zeros(const Tensor& leaf) {
-  static const kernels::ZeroRanges none;
+const kernels::ZeroPattern& grad_zeros(const Tensor& leaf) {
+  static const kernels::ZeroPattern none;
   const AutogradMeta* meta = autograd_meta(leaf);
-  const bool known = meta && meta->has_grad && meta->zeros_version == meta->grad.version();
-  return known ? meta->zeros : none;
+  if (!meta || !meta->has_grad || !knows_zeros(*meta)) return none;
+  rely_on_zeros(std::static_pointer_cast<AutogradMeta>(leaf.grad_meta()));
+  return meta->zeros;
+}
+
+kernels::ZeroPattern memory_zeros(const Tensor& leaf) {
+  const AutogradMeta* meta = autograd_meta(leaf);
+  return meta && knows_zeros(*meta) ? meta->zeros : kernels::ZeroPattern();
+}
+
+void set_memory_zeros(const Tensor& leaf, const kernels::ZeroPattern& zeros) {
+  AutogradMeta* meta = autograd_meta(leaf);
+  if (!meta || !meta->grad.defined()) return;
+  meta->zeros = trusts_zeros(*meta) ? zeros : kernels::ZeroPattern();
+  meta->zeros_version = meta->grad.version();
 }
 
 void keep_grad_zeros(const Tensor& leaf) {
@@ -314,7 +370,7 @@ void set_grad_memory(const Tensor& leaf, const Tensor& memory, bool zeros) {
   meta->grad = memory;
   meta->zeros.clear();
   if (!zeros || meta->has_grad) return;
-  meta->zeros.push_back({0, memory.numel()});
+  meta->zeros.append({0, memory.numel()});
   meta->zeros_version = memory.version();
 }
 

@@ -24,9 +24,13 @@ Tensor grad(const Tensor& leaf);
 // Stretches of the gradient's memory that only hold zeros because the last backward never reaches
 // them (taps of a convolution over padding); empty where nothing is known. Valid until the gradient
 // is written or asked for.
-const kernels::ZeroRanges& grad_zeros(const Tensor& leaf);
+const kernels::ZeroPattern& grad_zeros(const Tensor& leaf);
 // For an op that wrote into the gradient and kept its zeros.
 void keep_grad_zeros(const Tensor& leaf);
+// For who launches a captured backward: the zeros in a leaf's gradient memory, whether it holds a
+// gradient or not; and says that they are there now, which the capture must have left.
+kernels::ZeroPattern memory_zeros(const Tensor& leaf);
+void set_memory_zeros(const Tensor& leaf, const kernels::ZeroPattern& zeros);
 // Forgets the gradient; its memory is kept and overwritten by the next backward.
 void zero_grad(const Tensor& leaf);
 void zero_grad(std::span<const Tensor> leaves);

@@ -36,11 +36,11 @@ struct AutogradMeta : GradMeta {
   // backward runs.
   Tensor grad;
   bool has_grad = false;
-  // Leaf only. Zeros in grad's memory, as long as its version is zeros_version. Handing the
-  // gradient out (grad(), hooks) ends that trust; other views of the memory bump the version when
-  // they write.
-  kernels::ZeroRanges zeros;
+  // Zeros in grad's memory, as long as its version is zeros_version. Handing a leaf's gradient out
+  // (grad(), hooks) ends that trust; other views of the memory bump the version when they write.
+  kernels::ZeroPattern zeros;
   uint32_t zeros_version = 0;
+  uint64_t zeros_capture = 0;  // number of the capture that looked at them last
   // Leaf only: fires once per backward, after the last contribution.
   std::vector<std::function<void(const Tensor& grad)>> ready_hooks;
   // Leaf only: contributions still to come in the running backward.
@@ -75,7 +75,8 @@ class Grads {
   // Where to write input i's gradient: {tensor of the input's shape, add}; empty if not needed.
   // May be asked once per rule and input.
   Dst dst(size_t i);
-  // As dst, with `zeros` for a leaf: for a rule whose gradient is 0 in whole stretches of memory.
+  // As dst, with `zeros` for a leaf, or where nothing was written yet: for a rule whose gradient is
+  // 0 in whole stretches of memory.
   Dst dst_with_zeros(size_t i);
   // As dst, but already cleared, for rules that touch only part of it: always add.
   Dst dst_cleared(size_t i);

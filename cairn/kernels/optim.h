@@ -19,6 +19,8 @@ struct OptimRun {
   const void* grad = nullptr;
   void* state[kMaxOptimStates] = {};
   int64_t numel = 0;
+  // Where not 0: the elements lie in pieces of so many, `step` from one's start to the next one's.
+  int64_t piece = 0, step = 0;
 };
 using OptimRuns = std::span<const OptimRun>;
 
@@ -74,6 +76,7 @@ extern Slot<void(Out steps, In skip)> advance_steps;
 struct GradRun {
   void* data = nullptr;
   int64_t numel = 0;
+  int64_t piece = 0, step = 0;  // as in OptimRun; 0 for norms
 };
 using GradRuns = std::span<const GradRun>;
 

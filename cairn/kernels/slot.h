@@ -20,7 +20,7 @@ struct Dst {
   bool add = false;
   // Where given: what the kernel finds as zeros in the memory and need not write, and leaves there.
   // A kernel that does not care clears it.
-  ZeroRanges* zeros = nullptr;
+  ZeroPattern* zeros = nullptr;
   explicit operator bool() const { return tensor.defined(); }
 };
 inline void note(profiler::Work& work, const Dst& dst) { work.tensor(dst.tensor, dst.add); }

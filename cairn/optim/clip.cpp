@@ -30,7 +30,7 @@ struct Gradients {
   bool has_zeros = false;
 
   Gradients(const char* op, std::span<const Tensor> all);
-  void add(const Tensor& grad, const kernels::ZeroRanges& zeros);
+  void add(const Tensor& grad, const kernels::ZeroPattern& zeros);
   // After the kernels changed the gradients.
   void finish(const char* op, bool zeros_stay = true) const {
     for (const auto& [grad, copy] : copies) raw::copy_(grad, copy);
@@ -57,7 +57,7 @@ Gradients::Gradients(const char* op, std::span<const Tensor> all) {
   }
 }
 
-void Gradients::add(const Tensor& grad, const kernels::ZeroRanges& zeros) {
+void Gradients::add(const Tensor& grad, const kernels::ZeroPattern& zeros) {
   Tensor dense = grad;
   if (!grad.is_dense()) {
     dense = raw::clone(grad);
@@ -66,9 +66,14 @@ void Gradients::add(const Tensor& grad, const kernels::ZeroRanges& zeros) {
   const int64_t size = item_size(dense.dtype());
   if (parts.empty() || parts.back().dtype != dense.dtype())
     parts.push_back({dense.dtype(), {}, {}});
-  kernels::for_each_rest(zeros, dense.numel(), [&](int64_t begin, int64_t end) {
-    std::byte* const first = static_cast<std::byte*>(dense.raw_data()) + begin * size;
-    parts.back().live.push_back({first, end - begin});
+  kernels::for_each_rest(zeros, dense.numel(), [&](const kernels::Rest& rest) {
+    kernels::GradRun run{static_cast<std::byte*>(dense.raw_data()) + rest.begin * size,
+                         rest.length * rest.count};
+    if (rest.count > 1) {
+      run.piece = rest.length;
+      run.step = rest.step;
+    }
+    parts.back().live.push_back(run);
   });
   std::vector<kernels::GradRun>& runs = parts.back().runs;
   // Neighbours in an arena: the same block, at most an alignment gap (of zeros) apart.
@@ -82,7 +87,7 @@ void Gradients::add(const Tensor& grad, const kernels::ZeroRanges& zeros) {
       return;
     }
   }
-  runs.push_back({dense.raw_data(), dense.numel()});
+  runs.push_back({.data = dense.raw_data(), .numel = dense.numel()});
 }
 
 Tensor total_norm(const Gradients& gradients, double p) {

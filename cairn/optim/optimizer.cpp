@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 #include <set>
 
@@ -30,14 +29,6 @@ void* at(const Tensor& t, int64_t i) {
   return static_cast<std::byte*>(t.raw_data()) + i * item_size(t.dtype());
 }
 
-// Whether elements [begin, end) of the memory are all +0.
-bool holds_zeros(const Tensor& t, kernels::ZeroRange range) {
-  const auto* first = static_cast<const std::byte*>(at(t, range.begin));
-  const auto* last = static_cast<const std::byte*>(at(t, range.end));
-  // Equal to itself one byte on, and 0 at the start.
-  return *first == std::byte{0} && std::memcmp(first, first + 1, last - first - 1) == 0;
-}
-
 std::string key(const char* kind, size_t index, const std::string& name) {
   return cat(kind, ".", index, ".", name);
 }
@@ -62,6 +53,7 @@ struct Optimizer::Batch {
   const Slot* last = nullptr;
   Tensor last_grad;
   bool open = false;           // the last run reaches the last parameter's end
+  std::vector<Tensor> idle;    // states of which something is left out
   std::vector<Tensor> copies;  // gradients brought to their parameter's layout
 };
 
@@ -121,6 +113,9 @@ void Optimizer::set_lr(size_t group, double lr) {
 
 void Optimizer::set_momentum(size_t group, double momentum) {
   detail::check_fraction(name_, "momentum", momentum);
+  if (momentum_of(group) == momentum) return;
+  // SGD has a state with momentum, and none without.
+  if (momentum == 0 || momentum_of(group) == 0) ++*touched_;
   momentum_of(group) = momentum;
 }
 
@@ -142,6 +137,7 @@ void Optimizer::step() {
   NoGrad no_grad;
   Batch batch;
   for (size_t g = 0; g < groups_.size(); ++g) step_group(g, batch);
+  rely_on_states(batch.idle);
 }
 
 Tensor Optimizer::step(const std::function<Tensor()>& closure) {
@@ -203,17 +199,7 @@ void Optimizer::step_group(size_t g, Batch& batch) {
       for (size_t k = 0; joined && k < count; ++k)
         joined = follows(last->states[k], slot.states[k], numel, gap);
     }
-    batch.open = false;
-    kernels::for_each_rest(slot.idle, p.numel(), [&](int64_t begin, int64_t end) {
-      if (joined && begin == 0) {
-        runs_.back().numel += gap + end;
-      } else {
-        kernels::OptimRun run{.param = at(p, begin), .grad = at(grad, begin), .numel = end - begin};
-        for (size_t k = 0; k < count; ++k) run.state[k] = at(slot.states[k], begin);
-        runs_.push_back(run);
-      }
-      batch.open = end == p.numel();
-    });
+    add_runs(slot, grad, count, joined ? gap : -1, batch);
     slot.steps += counted;
     p.bump_version(name_);
     batch.last = &slot;
@@ -222,29 +208,35 @@ void Optimizer::step_group(size_t g, Batch& batch) {
   flush();
 }
 
+// Adds what the step does of a slot to the runs. `gap`: elements between the last run and it, where
+// that run goes on; else negative.
+void Optimizer::add_runs(const Slot& slot, const Tensor& grad, size_t states, int64_t gap,
+                         Batch& batch) {
+  const Tensor& p = slot.param;
+  batch.open = false;
+  kernels::for_each_rest(slot.idle, p.numel(), [&](const kernels::Rest& rest) {
+    if (gap >= 0 && rest.begin == 0 && rest.count == 1) {
+      runs_.back().numel += gap + rest.length;
+    } else {
+      kernels::OptimRun run{.param = at(p, rest.begin),
+                            .grad = at(grad, rest.begin),
+                            .numel = rest.length * rest.count};
+      for (size_t k = 0; k < states; ++k) run.state[k] = at(slot.states[k], rest.begin);
+      if (rest.count > 1) {
+        run.piece = rest.length;
+        run.step = rest.step;
+      }
+      runs_.push_back(run);
+    }
+    batch.open = rest.count == 1 && rest.begin + rest.length == p.numel();
+  });
+  if (!slot.idle.empty() && p.device() != kCPU)
+    batch.idle.insert(batch.idle.end(), slot.states, slot.states + states);
+}
+
 bool Optimizer::steps_now(const Slot& slot) {
   const AutogradMeta* meta = autograd_meta(slot.param);
   return meta != nullptr && meta->has_grad && slot.param.numel() > 0;
-}
-
-// Sets slot.idle to the zeros of the gradient where the states are zeros as well. They are looked
-// at when something changed; what a step leaves out stays as it is. Only on the CPU: to look at
-// another device's memory is to wait for it.
-void Optimizer::find_idle(Slot& slot, size_t states, bool idles) {
-  static const kernels::ZeroRanges none;
-  const bool readable = slot.param.device() == kCPU;
-  const kernels::ZeroRanges& zeros = idles && readable ? grad_zeros(slot.param) : none;
-  uint64_t looking_for = states << 32;
-  for (size_t k = 0; k < states; ++k) looking_for += slot.states[k].version();
-  if (zeros == slot.looked_at && looking_for == slot.looked_for) return;
-  slot.looked_at = zeros;
-  slot.looked_for = looking_for;
-  slot.idle.clear();
-  for (const kernels::ZeroRange& range : zeros) {
-    bool still = true;
-    for (size_t k = 0; still && k < states; ++k) still = holds_zeros(slot.states[k], range);
-    if (still) slot.idle.push_back(range);
-  }
 }
 
 // Makes the slot's first `count` states exist in the parameter's layout and on its device.
@@ -257,6 +249,7 @@ void Optimizer::ensure_states(Group& group, Slot& slot, size_t count) {
     const Tensor moved = empty_strided(p.shape(), p.strides(), {state.dtype(), p.device()});
     raw::copy_(moved, state);
     state = moved;
+    slot.forget_idle();
   }
 }
 
@@ -276,9 +269,13 @@ void Optimizer::allocate_state(Group& group, const Slot& like, size_t k) {
     total += (p.numel() + unit - 1) / unit * unit;
   }
   const Tensor block = zeros({total}, {state_dtype(dtype), device});
-  for (const auto& [slot, offset] : places)
+  for (const auto& [slot, offset] : places) {
+    const bool known = k == 0 || slot->untouched_for == slot->versions();
     slot->states[k] =
         Tensor(block.storage(), block.dtype(), slot->param.shape(), slot->param.strides(), offset);
+    if (k == 0) slot->untouched = {{{0, slot->param.numel()}}};
+    if (known) slot->untouched_for = slot->versions();
+  }
 }
 
 // --- saving and loading
@@ -296,7 +293,8 @@ State Optimizer::state_dict() {
     out.numbers[key("param_groups", g, "params")] = static_cast<double>(groups_[g].slots.size());
     const auto names = state_names(g, options);
     for (Slot& slot : groups_[g].slots) {
-      slot.forget_idle();  // whoever holds the states may write to them
+      // Whoever holds the states may write to them; on a device the versions tell.
+      if (slot.param.device() == kCPU) slot.forget_idle();
       if (slot.steps > 0) {
         out.numbers[key("state", index, "step")] = static_cast<double>(slot.steps);
         ensure_states(groups_[g], slot, names.size());
@@ -359,6 +357,7 @@ void Optimizer::check_state(const State& state) {
 
 void Optimizer::load_state_dict(const State& state) {
   check_state(state);
+  ++*touched_;
   size_t index = 0;
   for (size_t g = 0; g < groups_.size(); ++g) {
     Group& group = groups_[g];
@@ -368,18 +367,21 @@ void Optimizer::load_state_dict(const State& state) {
     if (initial != numbers.end()) group.initial_lr = initial->second;
     const auto names = state_names(g, numbers);
     for (Slot& slot : group.slots) {
-      slot.forget_idle();
       const size_t i = index++;
       const auto step = state.numbers.find(key("state", i, "step"));
       slot.steps = step == state.numbers.end() ? 0 : static_cast<int64_t>(step->second);
       if (slot.steps == 0) {
         for (const Tensor& s : slot.states)
           if (s.defined()) raw::fill_(s, 0);
+        slot.forget_idle();
+        slot.untouched = {{{0, slot.param.numel()}}};
+        slot.untouched_for = slot.versions();
         continue;
       }
       ensure_states(group, slot, names.size());
       for (size_t k = 0; k < names.size(); ++k)
         raw::copy_(slot.states[k], state.tensors.at(key("state", i, names[k])));
+      slot.forget_idle();  // last: states that were made just now are no longer zeros
     }
     if (!capturable_) continue;
     write_lr(g);

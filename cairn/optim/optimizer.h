@@ -60,7 +60,10 @@ class Optimizer {
   // Keeps learning rates and step counts in tensors on the parameters' device, where the kernels
   // read them when they run: a step captured in a CUDA graph can be run again with other ones. The
   // results are the same bit for bit. The other options, momentum too, stay numbers of the call.
-  // Switching on or off, state_dict and load_state_dict wait for the device.
+  // Switching on or off, state_dict and load_state_dict wait for the device. A captured step leaves
+  // out what gradients and states of zeros cannot change; it no longer launches when that is over
+  // (CapturedGraph::holds): after a load_state_dict, a write to a state, a momentum that was 0, or
+  // another step that reached more.
   void set_capturable(bool capturable);
   bool capturable() const { return capturable_; }
   // A flag, f32 0-d, on the parameters' device: a step that finds anything but 0 in it when it runs
@@ -117,13 +120,23 @@ class Optimizer {
     int64_t steps = 0;           // capturable: those launched; read_steps sets those done
     Counter* counter = nullptr;  // capturable only
     Tensor states[kernels::kMaxOptimStates];
-    kernels::ZeroRanges idle;  // zeros of gradient and states, which the last step left out
-    // What idle was found from: the gradient's zeros, and number and versions of the states.
-    kernels::ZeroRanges looked_at;
+    kernels::ZeroPattern idle;  // zeros of gradient and states, which the last step left out
+    // On the CPU, what idle was found from: the gradient's zeros, and number and versions of the
+    // states.
+    kernels::ZeroPattern looked_at;
     uint64_t looked_for = 0;
+    // On a device: where all states still hold the zeros that they began with, as long as their
+    // versions add up to this.
+    kernels::ZeroPattern untouched;
+    uint64_t untouched_for = kUnknown;
+
+    static constexpr uint64_t kUnknown = ~uint64_t{0};
+    uint64_t versions() const;
     void forget_idle() {
       idle.clear();
       looked_at.clear();
+      untouched.clear();
+      untouched_for = kUnknown;
     }
   };
   struct Group {
@@ -137,10 +150,15 @@ class Optimizer {
   struct Batch;
 
   void step_group(size_t group, Batch& batch);
+  void add_runs(const Slot& slot, const Tensor& grad, size_t states, int64_t gap, Batch& batch);
   void ensure_states(Group& group, Slot& slot, size_t count);
-  void find_idle(Slot& slot, size_t states, bool idles);
   void allocate_state(Group& group, const Slot& like, size_t k);
   void check_state(const State& state);
+  // idle.cpp
+  void find_idle(Slot& slot, size_t states, bool idles);
+  void find_untouched(Slot& slot, size_t states, const kernels::ZeroPattern& zeros);
+  void rely_on_states(const std::vector<Tensor>& idle) const;
+  // capturable.cpp
   static bool steps_now(const Slot& slot);
   static Counter& add_counter(Group& group, Device device);
   void write_lr(size_t group);
@@ -153,6 +171,9 @@ class Optimizer {
   std::vector<Group> groups_;
   bool capturable_ = false;
   Tensor skip_;
+  // Counts what must keep a step that was captured before from running: some slot's `untouched`
+  // became another, or other states take part.
+  std::shared_ptr<uint64_t> touched_ = std::make_shared<uint64_t>(0);
   std::vector<kernels::OptimRun> runs_;  // reused, so that a steady step does not allocate
 };
 

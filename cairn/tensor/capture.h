@@ -23,8 +23,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "cairn/tensor/device.h"
 #include "cairn/tensor/random.h"
@@ -51,10 +53,19 @@ class GraphPool {
 // An empty pool. Throws as Capture does.
 GraphPool graph_pool_handle(Device device);
 
+// What a captured stretch leaves out because of something that is known when it is captured; it
+// must not be launched when that is no longer so.
+struct CaptureCondition {
+  const char* what;  // "zeros in a gradient"
+  std::function<bool()> holds;
+};
+
 class CapturedGraph {
  public:
   CapturedGraph() = default;
   bool defined() const { return impl_ != nullptr; }
+  // Whether all that the capture relied on is still so. If not, launch() throws: capture anew.
+  bool holds() const;
   // Queues the whole stretch. Reserves the random numbers that it draws from the generator the
   // capture was given, so that the generator stands as after the same calls made one by one. Graphs
   // that share a pool must be launched on the stream that they were captured on.
@@ -67,10 +78,12 @@ class CapturedGraph {
     virtual void launch() = 0;
     virtual int64_t nodes() const = 0;
   };
-  explicit CapturedGraph(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+  CapturedGraph(std::unique_ptr<Impl> impl, std::vector<CaptureCondition> conditions)
+      : impl_(std::move(impl)), conditions_(std::move(conditions)) {}
 
  private:
   std::unique_ptr<Impl> impl_;
+  std::vector<CaptureCondition> conditions_;
 };
 
 class Capture {
@@ -86,17 +99,26 @@ class Capture {
 
   // A copy, made by every launch, in memory that no other graph writes.
   Tensor keep(const Tensor& result);
+  // For who leaves work out of the captured stretch.
+  void rely_on(CaptureCondition condition) { conditions_.push_back(std::move(condition)); }
+  // This thread's open capture of the device's work, or null.
+  static Capture* current(Device device);
+  // Of this process's captures, counted from 1.
+  uint64_t number() const { return number_; }
   // Ends the recording; the generator stands where it stood before the capture.
   CapturedGraph finish();
 
   struct Impl {
     virtual ~Impl() = default;
     virtual Tensor keep(const Tensor& result) = 0;
-    virtual CapturedGraph finish() = 0;
+    virtual std::unique_ptr<CapturedGraph::Impl> finish() = 0;
   };
 
  private:
+  Device device_;
+  uint64_t number_ = 0;
   std::unique_ptr<Impl> impl_;
+  std::vector<CaptureCondition> conditions_;
 };
 
 // A device kind's way to capture; see DeviceBackend.

@@ -178,7 +178,10 @@ StepGraph* Trainer::next_graph(const Batch& batch) {
   const int64_t most = steps_at_once(kind.makes_batch);
   for (const int64_t count : StepGraphs::kCounts) {
     if (count > most) continue;
-    if (StepGraph* graph = steps_->find(kind, count)) return graph;
+    if (StepGraph* graph = steps_->find(kind, count)) {
+      if (graph->graph.holds()) return graph;
+      steps_->drop(graph);  // e.g. other steps wrote where this one knew of zeros
+    }
     if (steps_->ready(kind)) return capture_steps(kind, count, batch);
   }
   steps_->count(kind);
@@ -200,7 +203,7 @@ StepGraph* Trainer::capture_steps(const StepKind& kind, int64_t count, const Bat
     const AutogradMeta* meta = autograd_meta(p);
     return meta != nullptr && !meta->ready_hooks.empty();
   });
-  const HasGradient gradients = HasGradient::now(parameters);
+  const KnownGradients gradients = KnownGradients::now(parameters);
   const Progress before = progress_;
   const int64_t batch_size = metrics_.context.batch_size;
   std::string reason;
@@ -225,9 +228,10 @@ StepGraph* Trainer::capture_steps(const StepKind& kind, int64_t count, const Bat
   metrics_.context.batch_size = batch_size;
   leave();
   progress_ = before;
-  note_writes();  // nobody may keep what was computed from the model while recording
-  steps->after = HasGradient::now(parameters);
+  steps->after = KnownGradients::now(parameters);
+  note_writes();        // nobody may keep what was computed from the model while recording
   gradients.restore();  // as nothing has run yet
+  if (reason.empty() && !steps->graph.holds()) reason = "a captured step changes what it relies on";
   if (reason.empty()) return steps_->add(std::move(steps));
   stop_captures(reason);
   return nullptr;
@@ -242,8 +246,8 @@ void Trainer::launch(StepGraph& graph, const Batch& batch) {
     if (batch.target.defined()) raw::copy_(graph.batch.target, batch.target);
   }
   graph.graph.launch();
-  graph.after.restore();
   note_writes();
+  graph.after.restore();
   if (makes_batch) resident_->pass(graph.count);
   const bool seen = end_is_needed(progress_.batch + graph.count - 1);
   // The next launch writes a new loss into the same place, but a callback may keep this one.
@@ -273,7 +277,7 @@ void Trainer::look_at_model() {
     const bool known = std::any_of(written_.begin(), written_.end(), [&](const Tensor& other) {
       return other.storage() == t.storage();
     });
-    if (!known) written_.push_back(t);
+    if (!known) written_.push_back(t.alias());  // the handle stays the gradient's only one
   };
   for (const auto& [name, module] : model_->named_modules()) hash.add(module->training() ? 1 : 2);
   for (const Tensor& p : model_->parameters()) {

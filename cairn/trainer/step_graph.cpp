@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "cairn/autograd/engine.h"
 #include "cairn/autograd/node.h"
 
 namespace cairn::trainer {
@@ -22,16 +23,20 @@ StepKind::StepKind(const Batch& batch) {
   }
 }
 
-HasGradient HasGradient::now(const std::vector<Tensor>& parameters) {
-  HasGradient out;
+KnownGradients KnownGradients::now(const std::vector<Tensor>& parameters) {
+  KnownGradients out;
   for (const Tensor& p : parameters)
-    if (const AutogradMeta* meta = autograd_meta(p)) out.of.emplace_back(p, meta->has_grad);
+    if (const AutogradMeta* meta = autograd_meta(p))
+      out.of.push_back({p, meta->has_grad, memory_zeros(p)});
   return out;
 }
 
-void HasGradient::restore() const {
-  for (const auto& [p, has] : of)
-    if (AutogradMeta* meta = autograd_meta(p)) meta->has_grad = has;
+void KnownGradients::restore() const {
+  for (const auto& [p, has, zeros] : of)
+    if (AutogradMeta* meta = autograd_meta(p)) {
+      meta->has_grad = has;
+      set_memory_zeros(p, zeros);
+    }
 }
 
 void keep_logged(Capture& capture, StepGraph& steps) {
@@ -64,6 +69,10 @@ bool StepGraphs::ready(const StepKind& kind) const {
 StepGraph* StepGraphs::add(std::unique_ptr<StepGraph> graph) {
   graphs_.push_back(std::move(graph));
   return graphs_.back().get();
+}
+
+void StepGraphs::drop(const StepGraph* graph) {
+  std::erase_if(graphs_, [graph](const auto& other) { return other.get() == graph; });
 }
 
 void StepGraphs::count(const StepKind& kind) {

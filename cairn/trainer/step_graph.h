@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cairn/data/batch.h"
+#include "cairn/kernels/zero_ranges.h"
 #include "cairn/tensor/capture.h"
 #include "cairn/trainer/metrics.h"
 
@@ -27,10 +28,15 @@ struct StepKind {
   bool operator==(const StepKind&) const = default;
 };
 
-// Which of a model's parameters have a gradient, as the host knows it.
-struct HasGradient {
-  std::vector<std::pair<Tensor, bool>> of;
-  static HasGradient now(const std::vector<Tensor>& parameters);
+// What the host knows of a model's gradients.
+struct KnownGradients {
+  struct Of {
+    Tensor parameter;
+    bool has;
+    kernels::ZeroPattern zeros;  // in their memory
+  };
+  std::vector<Of> of;
+  static KnownGradients now(const std::vector<Tensor>& parameters);
   void restore() const;
 };
 
@@ -40,7 +46,7 @@ struct StepGraph {
   Batch batch;        // where the step reads its batch, or makes it; the last step's
   Tensor loss;        // the last step's, until the next launch
   std::vector<std::vector<MetricStore::Record>> logged;  // by step; keep_logged() has run
-  HasGradient after;                                     // what the last step leaves
+  KnownGradients after;                                  // what the last step leaves
   CapturedGraph graph;
 };
 
@@ -63,6 +69,7 @@ class StepGraphs {
   // Whether a graph of this kind may be captured now.
   bool ready(const StepKind& kind) const;
   StepGraph* add(std::unique_ptr<StepGraph> graph);
+  void drop(const StepGraph* graph);
   // A step of this kind ran by itself.
   void count(const StepKind& kind);
 

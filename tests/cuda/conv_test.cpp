@@ -240,13 +240,11 @@ TEST_CASE("cuda: taps that only meet padding are left and named") {
   const Tensor dy = empty_channels_last(kLastStep.y(), {DType::f32, kGpu});
   raw::copy_(dy, raw::to(random(kLastStep.y(), 2), DType::f32));
   const Tensor dw = weight_like(kLastStep.w, DType::f32, kGpu);  // NaNs
-  kernels::ZeroRanges zeros;
+  kernels::ZeroPattern zeros;
   kernels::conv2d_bwd_weight(kGpu, Dst{dw, false, &zeros}, Dst{}, x, dy, kLastStep.p);
   // Of each filter [3, 3, 8]: the first row, and the first tap of the others.
-  REQUIRE(zeros.size() == 12);
-  CHECK(zeros[0] == kernels::ZeroRange{0, 32});
-  CHECK(zeros[1] == kernels::ZeroRange{48, 56});
-  CHECK(zeros[2] == kernels::ZeroRange{72, 104});
+  const kernels::ZeroPattern dead{{{0, 32}, {48, 56}}, 72};
+  CHECK(zeros == dead);
   const Tensor taps = raw::to(dw, DType::f32, kCPU);
   CHECK(raw::select(raw::select(raw::select(raw::select(taps, 0, 1), 0, 3), 0, 0), 0, 2).item() ==
         0);
@@ -259,11 +257,40 @@ TEST_CASE("cuda: taps that only meet padding are left and named") {
   kernels::conv2d_bwd_weight(kGpu, Dst{dw, false, &zeros}, Dst{}, x, dy, kLastStep.p);
   CHECK(raw::select(raw::select(raw::select(raw::select(dw, 0, 1), 0, 3), 0, 0), 0, 2).item() == 7);
   CHECK(emulator::blas_log().products == products + 2);
-  CHECK(zeros.size() == 12);
+  CHECK(zeros == dead);
   // Adding to something that was not known: nothing is known afterwards.
   zeros.clear();
   kernels::conv2d_bwd_weight(kGpu, Dst{dw, true, &zeros}, Dst{}, x, dy, kLastStep.p);
   CHECK(zeros.empty());
+}
+
+TEST_CASE("cuda: own kernels name the taps that only meet padding, cuDNN's do not") {
+  // Rows of one pixel: of 3 x 3 taps the first and the last row meet padding.
+  const Problem row{{2, 8, 1, 6}, {8, 4, 3, 3}, {.pad_h = 1, .pad_w = 1, .groups = 2}};
+  const kernels::ZeroPattern dead{{{0, 12}, {24, 36}}, 36};
+  for (DType dtype : {DType::f64, DType::f32}) {
+    INFO(name_of(dtype));
+    const Tensor x = empty_channels_last(row.x, {dtype, kGpu});
+    raw::copy_(x, raw::to(random(row.x, 1), dtype));
+    const Tensor dy = empty_channels_last(row.y(), {dtype, kGpu});
+    raw::copy_(dy, raw::to(random(row.y(), 2), dtype));
+    const Tensor dw = weight_like(row.w, dtype, kGpu);  // NaNs
+    kernels::ZeroPattern zeros{{{0, 1}}};
+    const auto run = [&](bool add) {
+      kernels::conv2d_bwd_weight(kGpu, Dst{dw, add, &zeros}, Dst{}, x, dy, row.p);
+    };
+    run(false);
+    CHECK(zeros == (dtype == DType::f64 ? dead : kernels::ZeroPattern()));
+    const Tensor memory =
+        raw::to(Tensor(dw.storage(), dtype, {dw.numel()}, {1}, dw.offset()), DType::f64, kCPU);
+    for (int64_t i = 0; i < memory.numel(); ++i)
+      CHECK((memory.data<double>()[i] == 0) == (i % 36 < 12 || i % 36 >= 24));
+    run(true);
+    CHECK(zeros == (dtype == DType::f64 ? dead : kernels::ZeroPattern()));
+    zeros.clear();
+    run(true);
+    CHECK(zeros.empty());
+  }
 }
 
 TEST_CASE("cuda: the installed cuDNN takes our descriptions") {

@@ -94,7 +94,7 @@ TEST_CASE("cuda: a gradient is added to what is there, over strides") {
   for (bool add : {false, true}) {
     const Tensor on_cpu = full({24, 4}, 2, {DType::f32});
     const Tensor on_gpu = there(on_cpu);
-    kernels::ZeroRanges zeros{{0, 4}};
+    kernels::ZeroPattern zeros{{{0, 4}}};
     kernels::relu_bwd(kCPU, kernels::Dst{raw::transpose(on_cpu, 0, 1), add}, g, y,
                       kernels::Attributes{});
     kernels::relu_bwd(kGpu, kernels::Dst{raw::transpose(on_gpu, 0, 1), add, &zeros}, there(g),

@@ -84,7 +84,7 @@ Gradients backward(const BatchNorm& n, const Tensor& dy, bool residual, bool rel
   Gradients g{start(n.x, 11), residual ? start(n.x, 12) : Tensor{}, start(n.w, 13), start(n.b, 14)};
   if (aliased) g.dresidual = g.dx;
   const Tensor y = residual ? n.y : Tensor{};
-  ZeroRanges zeros{{0, 4}};
+  ZeroPattern zeros{{{0, 4}}};
   batch_norm_bwd(n.x.device(), Dst{g.dx, aliased, nullptr},
                  Dst{g.dresidual, !aliased && residual, residual ? &zeros : nullptr},
                  Dst{g.dw, true, nullptr}, Dst{g.db, false, nullptr}, n.work, n.coef, dy, n.x, y,

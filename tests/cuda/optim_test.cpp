@@ -127,6 +127,56 @@ TEST_CASE("cuda: a step over many stretches is the step over all, bit for bit") 
   }
 }
 
+TEST_CASE("cuda: a stretch in pieces is its pieces, bit for bit, as on the CPU") {
+  struct Pieces {
+    int64_t begin, piece, step, count;
+  };
+  // Aligned ones, longer than a block of the CPU's, and of odd lengths.
+  const Pieces shapes[] = {{512, 512, 1536, 12}, {0, 9000, 10000, 2}, {3, 7, 11, 900}};
+  for (Device device : {kCPU, kGpu})
+    for (DType dtype : kFloating)
+      for (const Pieces& p : shapes) {
+        INFO(cat(device) << " " << name_of(dtype) << " pieces of " << p.piece);
+        const Arena start(20000, dtype);
+        const Arena whole(Arena(20000, dtype), device), split(Arena(20000, dtype), device);
+        std::vector<OptimRun> runs{whole.run(p.begin, p.begin + p.piece * p.count)}, single;
+        runs[0].piece = p.piece;
+        runs[0].step = p.step;
+        std::vector<GradRun> grads{
+            {const_cast<void*>(runs[0].grad), runs[0].numel, p.piece, p.step}};
+        std::vector<GradRun> single_grads;
+        for (int64_t i = 0; i < p.count; ++i) {
+          const int64_t at = p.begin + i * p.step;
+          single.push_back(split.run(at, at + p.piece));
+          single_grads.push_back({const_cast<void*>(single.back().grad), p.piece});
+        }
+        for (const AdamStep& step : adam_steps()) {
+          adam_step(device, dtype, runs, step);
+          adam_step(device, dtype, single, step);
+        }
+        for (const SgdStep& step : sgd_steps()) {
+          sgd_step(device, dtype, runs, step);
+          sgd_step(device, dtype, single, step);
+        }
+        CHECK(same_bits(split.param, whole.param));
+        CHECK(!same_bits(split.param, start.param));
+        for (int i = 0; i < 3; ++i) CHECK(same_bits(split.state[i], whole.state[i]));
+
+        const Tensor scale = full({}, 8, {DType::f32, device});
+        const Tensor found = zeros({}, {DType::f32, device});
+        const Tensor total = full({}, 3, {DType::f64, device});
+        for (const auto& some : {grads, single_grads}) {
+          unscale(device, dtype, some, scale, found);
+          clip_by_value(device, dtype, some, 0.1);
+          clip_by_norm(device, dtype, some, total, 1);
+        }
+        CHECK(same_bits(split.grad, whole.grad));
+        CHECK(!same_bits(split.grad, start.grad));
+        CHECK(found.item() == 0);
+      }
+  CHECK(emulator::guard_violations() == 0);
+}
+
 TEST_CASE("cuda: gradient norms and clipping are the CPU's") {
   const auto runs_over = [](const Tensor& t) {
     std::vector<GradRun> runs;

@@ -66,10 +66,10 @@ TEST_CASE("cuda: max pooling is the CPU's") {
         max_pool2d_fwd(device, y[i], index[i], moved(x, device), p);
         dx[i] = moved(image(shape, dtype, 3), device);
         for (bool add : {true, false, true}) {
-          ZeroRanges zeros{{0, 1}};
+          ZeroPattern zeros{{{0, 1}}};
           max_pool2d_bwd(device, Dst{dx[i], add, add ? nullptr : &zeros}, moved(dy, device),
                          index[i], p);
-          CHECK(zeros.size() == (add || i == 0 ? 1 : 0));
+          CHECK(zeros.ranges.size() == (add || i == 0 ? 1 : 0));
         }
       }
       CHECK(difference(y[1], y[0]) == 0);

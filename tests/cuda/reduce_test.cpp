@@ -134,7 +134,7 @@ TEST_CASE("cuda: products, their gradient, and integers that wrap around") {
           {x, raw::to(check_table::values_in({3, 1}, 6, -1, 1), DType::f32)},
           [&](const Inputs& in) {
             const Tensor dx = full({3, 37}, 2, {DType::f32, in[0].device()});
-            kernels::ZeroRanges zeros{{0, 4}};
+            kernels::ZeroPattern zeros{{{0, 4}}};
             kernels::prod_bwd(dx.device(), kernels::Dst{dx, add, &zeros}, in[1], in[0], 1);
             if (dx.device() != kCPU) CHECK(zeros.empty());
             return dx;
@@ -226,7 +226,7 @@ void check_softmax(const Tensor& x, double close) {
           {g, y},
           [&](const Inputs& in) {
             const Tensor dx = full(x.shape(), 0.5, {x.dtype(), in[0].device()});
-            kernels::ZeroRanges zeros{{0, 1}};
+            kernels::ZeroPattern zeros{{{0, 1}}};
             kernels::softmax_bwd(dx.device(), kernels::Dst{dx, add, &zeros}, in[0], in[1], outer, n,
                                  inner, log);
             if (dx.device() != kCPU) CHECK(zeros.empty());

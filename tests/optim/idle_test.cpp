@@ -1,5 +1,6 @@
 // Taps of a convolution that only meet padding: left out of the gradient's writing and of the step,
 // with the bits of the full computation.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -102,13 +103,45 @@ TEST_CASE("optim: leaving out taps over padding changes no bit", "[optim]") {
   }
 }
 
+TEST_CASE("optim: lists of zeros meet, and tell what is left", "[optim]") {
+  using kernels::ZeroPattern;
+  const ZeroPattern all{{{0, 60}}}, filters{{{0, 4}, {6, 9}}, 20}, other{{{2, 8}}, 20};
+  CHECK(all.whole(60));
+  CHECK(ZeroPattern{{{0, 20}}, 20}.whole(60));
+  CHECK(!all.whole(61));
+  CHECK(intersection(filters, other, 60) == ZeroPattern{{{2, 4}, {6, 8}}, 20});
+  CHECK(intersection(all, other, 60) == other);
+  CHECK(intersection(other, all, 60) == other);
+  // What repeats differently is not known to meet.
+  CHECK(intersection(ZeroPattern{{{0, 59}}}, other, 60).empty());
+  CHECK(intersection(filters, ZeroPattern{{{5, 6}}, 20}, 60) == ZeroPattern());
+  CHECK(contains(all, filters, 60));
+  CHECK(!contains(filters, other, 60));
+
+  std::vector<int64_t> rest;
+  const auto note = [&](const kernels::Rest& r) {
+    for (int64_t i = 0; i < r.count; ++i)
+      for (int64_t j = 0; j < r.length; ++j) rest.push_back(r.begin + i * r.step + j);
+  };
+  for_each_rest(filters, 60, note);
+  std::sort(rest.begin(), rest.end());
+  std::vector<int64_t> wanted;
+  for (int64_t i = 0; i < 60; ++i)
+    if (i % 20 == 4 || i % 20 == 5 || i % 20 >= 9) wanted.push_back(i);
+  CHECK(rest == wanted);
+  rest.clear();
+  for_each_rest(ZeroPattern{{{1, 3}}}, 4, note);
+  CHECK(rest == std::vector<int64_t>{0, 3});
+  for_each_rest(all, 60, [](const kernels::Rest&) { FAIL(); });
+}
+
 TEST_CASE("optim: the taps left out are those over padding", "[optim]") {
   Net net;
   const auto optimizer = optim::adam(net.parameters());
   run_backward(net, 1, 0);
   // One tap of nine sees a 1x1 map.
   const int64_t tap = kIn * kOut;
-  CHECK(grad_zeros(net.first.weight) == kernels::ZeroRanges{{0, 4 * tap}, {5 * tap, 9 * tap}});
+  CHECK(grad_zeros(net.first.weight) == kernels::ZeroPattern{{{0, 4 * tap}, {5 * tap, 9 * tap}}});
   optimizer->zero_grad();
   CHECK(grad_zeros(net.first.weight).empty());
 }

@@ -30,7 +30,7 @@ void conv2d_bwd_data(const ConvGeometry& geometry, T* dx, bool add, const T* dy,
 // with `zeros` they are written only where they are not zeros yet, and listed there afterwards.
 template <class T>
 void conv2d_bwd_weight(const ConvGeometry& geometry, T* dw, bool add, const T* x, const T* dy,
-                       ZeroRanges* zeros = nullptr);
+                       ZeroPattern* zeros = nullptr);
 
 // db[co] (+)= sum of dy over images and pixels.
 template <class T>

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cairn/kernels/conv_taps.h"
 #include "cairn/kernels/cpu/conv_compute.h"
 
 namespace cairn::kernels::cpu {
@@ -27,27 +28,11 @@ struct AxisPlan {
   const AxisTap* end(int64_t r) const { return taps.data() + first[r + 1]; }
 };
 
-// Parameters of one axis of a convolution.
-struct AxisGeometry {
-  int64_t in, out, k, stride, pad, dil;
-};
 inline AxisGeometry axis_y(const ConvGeometry& g) {
   return {g.h, g.oh, g.kh, g.stride_h, g.pad_h, g.dil_h};
 }
 inline AxisGeometry axis_x(const ConvGeometry& g) {
   return {g.w, g.ow, g.kw, g.stride_w, g.pad_w, g.dil_w};
-}
-
-// Output coordinates for which tap t meets data: begin <= r < end.
-struct ValidRange {
-  int64_t begin, end;
-  int64_t count() const { return end - begin; }
-};
-inline ValidRange valid_outputs(const AxisGeometry& g, int64_t t) {
-  const int64_t shift = t * g.dil - g.pad;  // input = output * stride + shift
-  const int64_t begin = shift >= 0 ? 0 : (-shift + g.stride - 1) / g.stride;
-  const int64_t end = g.in - 1 - shift < 0 ? 0 : (g.in - 1 - shift) / g.stride + 1;
-  return {begin < g.out ? begin : g.out, end < g.out ? end : g.out};
 }
 
 // Result = output coordinates, source = input coordinates.

@@ -201,8 +201,8 @@ void sort_taps(const WeightProblem<T>& p, std::vector<int64_t>* live, std::vecto
   live->clear();
   dead->clear();
   for (int64_t tap = 0; tap < p.g.kh * p.g.kw; ++tap) {
-    const bool meets = valid_outputs(axis_y(p.g), tap / p.g.kw).count() > 0 &&
-                       valid_outputs(axis_x(p.g), tap % p.g.kw).count() > 0;
+    const bool meets =
+        meets_data(axis_y(p.g), tap / p.g.kw) && meets_data(axis_x(p.g), tap % p.g.kw);
     (meets ? live : dead)->push_back(tap);
   }
 }
@@ -224,19 +224,19 @@ void zero_taps(const WeightProblem<T>& p, const std::vector<int64_t>& taps, T* d
 // Dead taps hold zeros already, get them, or, when adding, keep what they have.
 template <class T>
 void settle_dead_taps(const WeightProblem<T>& p, const std::vector<int64_t>& taps, T* dw, bool add,
-                      ZeroRanges* zeros) {
-  thread_local ZeroRanges dead;
+                      ZeroPattern* zeros) {
+  thread_local ZeroPattern dead;
   dead.clear();
-  const int64_t size = p.k * p.g.co;
-  for (int64_t tap : taps) append_range(dead, {tap * size, (tap + 1) * size});
+  const int64_t size = p.k * p.g.co, numel = p.g.kh * p.g.kw * size;
+  for (int64_t tap : taps) dead.append({tap * size, (tap + 1) * size});
   if (zeros != nullptr && *zeros == dead) return;
-  if (!add && (zeros == nullptr || intersection(*zeros, dead) != dead)) zero_taps(p, taps, dw);
-  if (zeros != nullptr) *zeros = add ? intersection(*zeros, dead) : dead;
+  if (!add && (zeros == nullptr || !contains(*zeros, dead, numel))) zero_taps(p, taps, dw);
+  if (zeros != nullptr) *zeros = add ? intersection(*zeros, dead, numel) : dead;
 }
 
 // One unit: one tap of one group, some of the input channels, one panel.
 template <class T>
-void run_taps(const WeightProblem<T>& p, T* dw, bool add, T* partial, ZeroRanges* zeros) {
+void run_taps(const WeightProblem<T>& p, T* dw, bool add, T* partial, ZeroPattern* zeros) {
   thread_local std::vector<int64_t> live_taps, dead_taps;
   sort_taps(p, &live_taps, &dead_taps);
   settle_dead_taps(p, dead_taps, dw, add, zeros);
@@ -308,7 +308,7 @@ void sum_parts(const T* partial, int64_t parts, int64_t stride, int64_t count, T
 
 template <class T>
 void conv2d_bwd_weight(const ConvGeometry& geometry, T* dw, bool add, const T* x, const T* dy,
-                       ZeroRanges* zeros) {
+                       ZeroPattern* zeros) {
   ConvGeometry g = geometry;
   if (g.kh == 1 && g.kw == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 &&
       g.pad_w == 0 && g.oh == g.h && g.ow == g.w) {
@@ -319,7 +319,7 @@ void conv2d_bwd_weight(const ConvGeometry& geometry, T* dw, bool add, const T* x
   if (size <= 0) return;
   if (g.n <= 0 || g.h <= 0 || g.w <= 0 || g.oh <= 0 || g.ow <= 0) {
     if (!add) std::fill_n(dw, size, T(0));
-    if (!add && zeros != nullptr) *zeros = {{0, size}};
+    if (!add && zeros != nullptr) *zeros = {{{0, size}}};
     return;
   }
   if (is_depthwise(g)) {
@@ -380,9 +380,9 @@ void conv2d_bwd_bias(const ConvGeometry& g, T* db, bool add, const T* dy) {
 template void sum_parts<float>(const float*, int64_t, int64_t, int64_t, float*, bool);
 template void sum_parts<double>(const double*, int64_t, int64_t, int64_t, double*, bool);
 template void conv2d_bwd_weight<float>(const ConvGeometry&, float*, bool, const float*,
-                                       const float*, ZeroRanges*);
+                                       const float*, ZeroPattern*);
 template void conv2d_bwd_weight<double>(const ConvGeometry&, double*, bool, const double*,
-                                        const double*, ZeroRanges*);
+                                        const double*, ZeroPattern*);
 template void conv2d_bwd_bias<float>(const ConvGeometry&, float*, bool, const float*);
 template void conv2d_bwd_bias<double>(const ConvGeometry&, double*, bool, const double*);
 

@@ -220,21 +220,33 @@ namespace {
 // Long enough to make handing it out cheap, short enough to balance small models.
 constexpr int64_t kStepBlock = 8192;
 
+// A stretch as blocks of at most `size` elements, none of which goes from one piece to the next.
+struct Blocks {
+  template <class Run>
+  Blocks(const Run& run, int64_t size)
+      : size(size), piece(run.piece > 0 ? run.piece : run.numel), step(run.step) {
+    per_piece = (piece + size - 1) / size;
+    count = run.piece > 0 ? run.numel / piece * per_piece : per_piece;
+  }
+  // Elements [lo, hi) of block b.
+  int64_t lo(int64_t b) const { return b / per_piece * step + b % per_piece * size; }
+  int64_t hi(int64_t b) const { return std::min(lo(b) + size, b / per_piece * step + piece); }
+
+  int64_t size, piece, step, per_piece, count;
+};
+
 // body(run, lo, hi, number of the block) for all blocks of `size` elements, in parallel.
 template <class Run, class Body>
 void for_blocks(std::span<const Run> runs, int64_t size, const Body& body) {
   int64_t total = 0;
-  for (const Run& run : runs) total += (run.numel + size - 1) / size;
+  for (const Run& run : runs) total += Blocks(run, size).count;
   parallel_for(0, total, 1, [&](int64_t first, int64_t last) {
     int64_t block = 0;  // number of the run's first block
     for (const Run& run : runs) {
-      const int64_t count = (run.numel + size - 1) / size;
-      const int64_t from = std::max(first, block), to = std::min(last, block + count);
-      for (int64_t b = from; b < to; ++b) {
-        const int64_t lo = (b - block) * size;
-        body(run, lo, std::min(lo + size, run.numel), b);
-      }
-      block += count;
+      const Blocks blocks(run, size);
+      const int64_t from = std::max(first, block), to = std::min(last, block + blocks.count);
+      for (int64_t b = from; b < to; ++b) body(run, blocks.lo(b - block), blocks.hi(b - block), b);
+      block += blocks.count;
       if (block >= last) break;
     }
   });

@@ -2,7 +2,10 @@
 // Order: matrix products where they fit, own kernels for depthwise and f64, cuDNN, own kernels.
 #include "cairn/kernels/cuda/conv.h"
 
+#include <utility>
+
 #include "cairn/kernels/accumulate.h"
+#include "cairn/kernels/conv_taps.h"
 #include "cairn/kernels/cuda/rows.h"
 #include "cairn/tensor/raw.h"
 
@@ -58,7 +61,9 @@ void cuda_conv2d_bwd_data(const Dst& dx, In dy, In w, const ConvParams& params) 
 void weight_gradient(const Dst& dw, In x, In dy, const ConvShape& s) {
   if (dw.tensor.numel() == 0) return;
   if (!empty_sizes(s) && gemm_bwd_weight(dw, x, dy, s)) return;
-  if (dw.zeros != nullptr) dw.zeros->clear();
+  // cuDNN also multiplies padding, which gives NaN where dy is not finite: its zeros are not known.
+  ZeroPattern* const zeros = dw.zeros;
+  const ZeroPattern before = zeros != nullptr ? std::exchange(*zeros, {}) : ZeroPattern();
   if (by_dnn(ConvKind::bwd_weight, s, x, dw.tensor, dy, dw.add)) return;
   if (dw.add && dnn_conv != nullptr && !is_direct(s, dy.dtype())) {
     const Tensor fresh = empty_strided(dw.tensor.shape(), channels_last_strides(dw.tensor.shape()),
@@ -67,6 +72,9 @@ void weight_gradient(const Dst& dw, In x, In dy, const ConvShape& s) {
       return accumulate_to(dy.device(), Dst{dw.tensor, true}, fresh);
   }
   direct_bwd_weight(dw, x, dy, s);
+  if (zeros == nullptr) return;
+  find_dead_taps(s, zeros);
+  if (dw.add) *zeros = intersection(*zeros, before, dw.tensor.numel());
 }
 
 void cuda_conv2d_bwd_weight(const Dst& dw, const Dst& db, In x, In dy, const ConvParams& params) {
@@ -78,6 +86,17 @@ void cuda_conv2d_bwd_weight(const Dst& dw, const Dst& db, In x, In dy, const Con
 
 ConvShape conv_shape(const Shape& x, const Shape& weight, const Shape& y, const ConvParams& p) {
   return {x[0], x[2], x[3], x[1], y[2], y[3], y[1], weight[2], weight[3], p};
+}
+
+void find_dead_taps(const ConvShape& s, ZeroPattern* dead) {
+  dead->clear();
+  const AxisGeometry y{s.h, s.oh, s.kh, s.p.stride_h, s.p.pad_h, s.p.dil_h};
+  const AxisGeometry x{s.w, s.ow, s.kw, s.p.stride_w, s.p.pad_w, s.p.dil_w};
+  const int64_t depth = s.depth();
+  for (int64_t tap = 0; tap < s.kh * s.kw; ++tap)
+    if (!meets_data(y, tap / s.kw) || !meets_data(x, tap % s.kw))
+      dead->append({tap * depth, (tap + 1) * depth});
+  if (!dead->empty()) dead->period = s.filter();
 }
 
 void set_dnn_conv(DnnConv function) { dnn_conv = function; }

@@ -18,6 +18,8 @@ struct ConvShape {
   int64_t filter() const { return kh * kw * depth(); }
 };
 ConvShape conv_shape(const Shape& x, const Shape& weight, const Shape& y, const ConvParams& p);
+// The taps that only meet padding, the same of every filter.
+void find_dead_taps(const ConvShape& s, ZeroPattern* dead);
 
 // --- matrix products, conv_gemm.cpp --------------------------------------------------------------
 // Where each image is one row of a matrix: outputs of one pixel, or filters of one pixel that meet
@@ -40,7 +42,7 @@ void set_dnn_conv(DnnConv function);
 
 // --- own kernels, conv.cu ------------------------------------------------------------------------
 // Any dtype, groups and sizes (also 0); plain loops with sums in f32 (f64 for f64), in a fixed
-// order.
+// order, over the taps that meet data: the gradient of the others is 0.
 void direct_fwd(const Tensor& y, const Tensor& x, const Tensor& w, const ConvShape& s);
 void direct_bwd_data(const Dst& dx, const Tensor& dy, const Tensor& w, const ConvShape& s);
 void direct_bwd_weight(const Dst& dw, const Tensor& x, const Tensor& dy, const ConvShape& s);

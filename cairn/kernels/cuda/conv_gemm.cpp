@@ -77,27 +77,15 @@ const void* at(const Tensor& t, int64_t offset) {
 }
 void* to(const Tensor& t, int64_t offset) { return const_cast<void*>(at(t, offset)); }
 
-// Taps that no stretch meets, in every filter.
-void find_dead(const Rows& rows, int64_t filters, ZeroRanges* dead) {
-  dead->clear();
-  for (int64_t o = 0; o < filters; ++o) {
-    int64_t live_end = 0;
-    for (const Stretch& stretch : rows.stretches) {
-      append_range(*dead, {o * rows.filter + live_end, o * rows.filter + stretch.w});
-      live_end = stretch.w + stretch.length;
-    }
-    append_range(*dead, {o * rows.filter + live_end, (o + 1) * rows.filter});
-  }
-}
-
 // Dead taps hold zeros already, get them, or, when adding, keep what they have.
-void settle_dead(const Dst& dw, const Rows& rows, int64_t filters) {
-  thread_local ZeroRanges dead;
-  find_dead(rows, filters, &dead);
+void settle_dead(const Dst& dw, const ConvShape& s) {
+  thread_local ZeroPattern dead;
+  find_dead_taps(s, &dead);
+  const int64_t numel = dw.tensor.numel();
   if (dw.zeros != nullptr && *dw.zeros == dead) return;
-  const bool known = dw.zeros != nullptr && intersection(*dw.zeros, dead) == dead;
-  if (!dw.add && !known) raw::fill_(dw.tensor, 0);  // all of it: one call, and once
-  if (dw.zeros != nullptr) *dw.zeros = dw.add ? intersection(*dw.zeros, dead) : dead;
+  const bool known = dw.zeros != nullptr && contains(*dw.zeros, dead, numel);
+  if (!dw.add && !known && !dead.empty()) raw::fill_(dw.tensor, 0);  // all of it: one call, once
+  if (dw.zeros != nullptr) *dw.zeros = dw.add ? intersection(*dw.zeros, dead, numel) : dead;
 }
 
 }  // namespace
@@ -161,7 +149,7 @@ bool gemm_bwd_data(const Dst& dx, const Tensor& dy, const Tensor& w, const ConvS
 bool gemm_bwd_weight(const Dst& dw, const Tensor& x, const Tensor& dy, const ConvShape& s) {
   const Rows* const rows = rows_of(s);
   if (rows == nullptr) return false;
-  settle_dead(dw, *rows, s.co);
+  settle_dead(dw, s);
   Gemm g = start(dy);
   g.add = dw.add;
   g.m = s.co;

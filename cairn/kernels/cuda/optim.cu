@@ -39,15 +39,23 @@ __device__ __forceinline__ void write(void* base, int64_t i, const Vector<T, kCo
   *reinterpret_cast<Vector<T, kCount>*>(static_cast<T*>(base) + i) = v;
 }
 
-// body<kCount>(position) for all of [begin, end): kEach elements a thread where the memory is
-// aligned, then the rest one by one.
-template <int kEach, class Body>
-__device__ __forceinline__ void over(const Part& part, bool aligned, const Body& body) {
+// body<kCount>(position) for all of [begin, end) of the stretch: kEach elements a thread where the
+// memory is aligned, then the rest one by one.
+template <int kEach, class Run, class Body>
+__device__ __forceinline__ void over(const Run& run, const Part& part, bool aligned,
+                                     const Body& body) {
+  const auto piece = static_cast<uint32_t>(run.piece);
+  const int64_t gap = run.step - run.piece;
+  const auto position = [&](int64_t i) {
+    return piece == 0 ? i : i + static_cast<uint32_t>(i) / piece * gap;
+  };
+  aligned = aligned && run.piece % kEach == 0 && run.step % kEach == 0;
   const int64_t whole = aligned ? part.begin + (part.end - part.begin) / kEach * kEach : part.begin;
   const int64_t thread = threadIdx.x;
   for (int64_t i = part.begin + thread * kEach; i < whole; i += int64_t{kThreads} * kEach)
-    body.template operator()<kEach>(i);
-  for (int64_t i = whole + thread; i < part.end; i += kThreads) body.template operator()<1>(i);
+    body.template operator()<kEach>(position(i));
+  for (int64_t i = whole + thread; i < part.end; i += kThreads)
+    body.template operator()<1>(position(i));
 }
 
 // --- steps ---------------------------------------------------------------------------------------
@@ -114,7 +122,7 @@ __global__ void sgd_kernel(const __grid_constant__ Runs<OptimRun> runs,
     if (momentum != 0) write(run.state[0], i, b);
     write(run.param, i, p);
   };
-  over<kEach>(part, states_aligned<T>(run, kEach * sizeof(T)), body);
+  over<kEach>(run, part, states_aligned<T>(run, kEach * sizeof(T)), body);
 }
 
 // What Adam's elements need of the step.
@@ -185,7 +193,7 @@ __global__ void adam_kernel(const __grid_constant__ Runs<OptimRun> runs,
     if (step.amsgrad) write(run.state[2], i, top);
     write(run.param, i, p);
   };
-  over<kEach>(part, states_aligned<T>(run, kEach * sizeof(T)), body);
+  over<kEach>(run, part, states_aligned<T>(run, kEach * sizeof(T)), body);
 }
 
 void cuda_sgd_step(DType dtype, OptimRuns runs, const SgdStep& step) {
@@ -327,8 +335,9 @@ template <class T, class Body>
 __device__ __forceinline__ void update(const Runs<GradRun>& runs, const Body& body) {
   constexpr int kEach = kVector<T>;
   const Part part = part_of_block(runs);
-  void* const data = runs.run[part.run].data;
-  over<kEach>(part, aligned_to(data, 16), [&]<int kCount>(int64_t i) {
+  const GradRun& run = runs.run[part.run];
+  void* const data = run.data;
+  over<kEach>(run, part, aligned_to(data, 16), [&]<int kCount>(int64_t i) {
     auto v = read<T, kCount>(data, i);
 #pragma unroll
     for (int k = 0; k < kCount; ++k) v.value[k] = narrow<T>(body(widen(v.value[k])));

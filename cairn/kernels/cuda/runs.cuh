@@ -58,6 +58,8 @@ void for_each_launch(std::span<const Run> all, int64_t part, Body&& body) {
   for (const Run& run : all) {
     const int64_t blocks = (run.numel + part - 1) / part;
     if (blocks == 0) continue;
+    check(run.piece == 0 || run.numel < (int64_t{1} << 31),
+          "kernels: a stretch in pieces must be shorter than 2^31 elements, got ", run.numel);
     check(blocks < kMostBlocks, "kernels: a stretch must be shorter than 2^30 blocks, got ",
           blocks);
     if (runs.count == Runs<Run>::kMost || runs.blocks + blocks > kMostBlocks) {

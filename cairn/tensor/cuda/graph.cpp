@@ -154,14 +154,13 @@ class Recording final : public Capture::Impl {
     return memory_.kept.back();
   }
 
-  CapturedGraph finish() override {
+  std::unique_ptr<CapturedGraph::Impl> finish() override {
     const uint64_t used = generator_->offset() - offset_;
     if (used > 0) advance_shift(shift_, static_cast<int64_t>(used));
     cudaGraph_t graph = nullptr;
     check_call(end(&graph), "cudaStreamEndCapture");
-    return CapturedGraph(
-        std::make_unique<Graph>(device_, OwnedGraph(graph), std::move(memory_),
-                                Graph::Draws{generator_, offset_, used, std::move(shift_)}));
+    return std::make_unique<Graph>(device_, OwnedGraph(graph), std::move(memory_),
+                                   Graph::Draws{generator_, offset_, used, std::move(shift_)});
   }
 
  private:
