@@ -28,8 +28,9 @@ using OptimRuns = std::span<const OptimRun>;
 // own: a step that was captured can be run again with others. Null: the call's own number holds.
 struct StepNumbers {
   const double* lr = nullptr;
-  const double* t = nullptr;    // number of this step, counted from 1
-  const float* skip = nullptr;  // not 0: parameters and states stay as they are
+  const double* t = nullptr;         // number of this step, counted from 1
+  const float* skip = nullptr;       // not 0: parameters and states stay as they are
+  const double* momentum = nullptr;  // Adam's beta1
 };
 
 // Stochastic gradient descent. With g = +-grad + weight_decay p:

@@ -1,4 +1,4 @@
-// Optimizer: learning rates and step counts in memory of the parameters' device.
+// Optimizer: learning rates, momenta and step counts in memory of the parameters' device.
 // Invariant: a step reads none of them on the host. Slots share a counter as long as they have
 // always stepped together, which says that their counts are equal without looking at them.
 #include <algorithm>
@@ -15,7 +15,7 @@ void Optimizer::set_capturable(bool capturable) {
   for (size_t g = 0; g < groups_.size(); ++g) {
     Group& group = groups_[g];
     if (capturable) {
-      write_lr(g);
+      write_numbers(g);
       write_steps(group);
       continue;
     }
@@ -23,6 +23,7 @@ void Optimizer::set_capturable(bool capturable) {
     for (Slot& slot : group.slots) slot.counter = nullptr;
     group.counters.clear();
     group.lrs.clear();
+    group.momenta.clear();
   }
   capturable_ = capturable;
 }
@@ -43,16 +44,20 @@ Optimizer::Counter& Optimizer::add_counter(Group& group, Device device) {
   return *group.counters.back();
 }
 
-// Writes the group's rate where it lies already, so that captured steps see it.
-void Optimizer::write_lr(size_t g) {
-  Group& group = groups_[g];
+// Writes a number of the group where it lies already, so that captured steps see it.
+void Optimizer::write_number(Group& group, std::vector<Tensor>& where, double value) {
   for (const Slot& slot : group.slots) {
     const Device device = slot.param.device();
-    if (std::none_of(group.lrs.begin(), group.lrs.end(),
+    if (std::none_of(where.begin(), where.end(),
                      [&](const Tensor& t) { return t.device() == device; }))
-      group.lrs.push_back(empty({}, {DType::f64, device}));
+      where.push_back(empty({}, {DType::f64, device}));
   }
-  for (const Tensor& t : group.lrs) raw::fill_(t, lr_of(g));
+  for (const Tensor& t : where) raw::fill_(t, value);
+}
+
+void Optimizer::write_numbers(size_t g) {
+  write_number(groups_[g], groups_[g].lrs, lr_of(g));
+  write_number(groups_[g], groups_[g].momenta, momentum_of(g));
 }
 
 // Writes the slots' counts, each into the counter it has where the other members' counts agree.
@@ -127,8 +132,11 @@ kernels::StepNumbers Optimizer::numbers_for(const Group& group, const Slot& slot
         device);
   check(!skip_.defined() || skip_.device() == device, name_, ": set_skip: flag must be on ", device,
         " as the parameters, got ", skip_.defined() ? skip_.device() : device);
-  return {lr->data<double>(), slot.counter->steps.data<double>(),
-          skip_.defined() ? skip_.data<float>() : nullptr};
+  const Tensor& momentum = group.momenta[static_cast<size_t>(lr - group.lrs.begin())];
+  return {.lr = lr->data<double>(),
+          .t = slot.counter->steps.data<double>(),
+          .skip = skip_.defined() ? skip_.data<float>() : nullptr,
+          .momentum = momentum.data<double>()};
 }
 
 }  // namespace cairn::optim

@@ -8,6 +8,7 @@
 
 #include "cairn/autograd/arena.h"
 #include "cairn/autograd/engine.h"
+#include "cairn/tensor/capture.h"
 #include "cairn/tensor/raw.h"
 
 namespace cairn::optim {
@@ -108,7 +109,7 @@ void Optimizer::set_lr(size_t group, double lr) {
   detail::check_not_negative(name_, "lr", lr);
   if (lr_of(group) == lr) return;
   lr_of(group) = lr;
-  if (capturable_) write_lr(group);
+  if (capturable_) write_number(groups_[group], groups_[group].lrs, lr);
 }
 
 void Optimizer::set_momentum(size_t group, double momentum) {
@@ -117,6 +118,11 @@ void Optimizer::set_momentum(size_t group, double momentum) {
   // SGD has a state with momentum, and none without.
   if (momentum == 0 || momentum_of(group) == 0) ++*touched_;
   momentum_of(group) = momentum;
+  if (!capturable_) return;
+  write_number(groups_[group], groups_[group].momenta, momentum);
+  // The next step may be captured, and must find its states.
+  for (Slot& slot : groups_[group].slots)
+    if (requires_grad(slot.param)) ensure_states(groups_[group], slot, state_count(group));
 }
 
 double Optimizer::initial_lr(size_t group) {
@@ -257,6 +263,8 @@ void Optimizer::ensure_states(Group& group, Slot& slot, size_t count) {
 void Optimizer::allocate_state(Group& group, const Slot& like, size_t k) {
   const DType dtype = like.param.dtype();
   const Device device = like.param.device();
+  check(Capture::current(device) == nullptr, name_,
+        ": states must be there before a step is captured, got none; run one step first");
   const int64_t unit = unit_of(dtype);
   std::vector<std::pair<Slot*, int64_t>> places;
   int64_t total = 0;
@@ -384,7 +392,7 @@ void Optimizer::load_state_dict(const State& state) {
       slot.forget_idle();  // last: states that were made just now are no longer zeros
     }
     if (!capturable_) continue;
-    write_lr(g);
+    write_numbers(g);
     write_steps(group);
   }
 }

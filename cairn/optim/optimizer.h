@@ -57,9 +57,9 @@ class Optimizer {
   // The rate before the first schedule changed it. Schedules call it when they are made.
   double initial_lr(size_t group);
 
-  // Keeps learning rates and step counts in tensors on the parameters' device, where the kernels
-  // read them when they run: a step captured in a CUDA graph can be run again with other ones. The
-  // results are the same bit for bit. The other options, momentum too, stay numbers of the call.
+  // Keeps learning rates, momenta and step counts in tensors on the parameters' device, where the
+  // kernels read them when they run: a step captured in a CUDA graph can be run again with other
+  // ones. The results are the same bit for bit. The other options stay numbers of the call.
   // Switching on or off, state_dict and load_state_dict wait for the device. A captured step leaves
   // out what gradients and states of zeros cannot change; it no longer launches when that is over
   // (CapturedGraph::holds): after a load_state_dict, a write to a state, a momentum that was 0, or
@@ -145,7 +145,7 @@ class Optimizer {
     std::optional<double> initial_lr;
     // Capturable: what the kernels read.
     std::vector<std::unique_ptr<Counter>> counters;
-    std::vector<Tensor> lrs;  // f64, 0-d, one for each device
+    std::vector<Tensor> lrs, momenta;  // f64, 0-d, one for each device
   };
   struct Batch;
 
@@ -161,7 +161,8 @@ class Optimizer {
   // capturable.cpp
   static bool steps_now(const Slot& slot);
   static Counter& add_counter(Group& group, Device device);
-  void write_lr(size_t group);
+  static void write_number(Group& group, std::vector<Tensor>& where, double value);
+  void write_numbers(size_t group);
   void write_steps(Group& group);
   void read_steps(Group& group);
   void advance(Group& group);

@@ -53,7 +53,6 @@ struct Hash {
 void Trainer::prepare_captures() {
   steps_.reset();
   watchers_.clear();
-  momenta_.clear();
   if (strategy_->root_device().type == DeviceType::cpu || options_.capture_steps == "off") return;
   for (const auto& c : callbacks_) {
     const char* name = nullptr;
@@ -63,9 +62,7 @@ void Trainer::prepare_captures() {
   }
   steps_ = std::make_unique<StepGraphs>();
   if (const std::string reason = why_not_captured(); !reason.empty()) return stop_captures(reason);
-  optim::Optimizer& optimizer = *optimizer_.optimizer;
-  optimizer.set_capturable(true);
-  for (size_t g = 0; g < optimizer.group_count(); ++g) momenta_.push_back(optimizer.momentum(g));
+  optimizer_.optimizer->set_capturable(true);
 }
 
 void Trainer::stop_captures(const std::string& reason) {
@@ -167,12 +164,6 @@ StepKind Trainer::kind_of_next(const Batch& batch) const {
 // The captured steps that come next, captured now if need be; null: the next step runs by itself.
 StepGraph* Trainer::next_graph(const Batch& batch) {
   if (steps_ == nullptr || steps_->stopped()) return nullptr;
-  const optim::Optimizer& optimizer = *optimizer_.optimizer;
-  for (size_t g = 0; g < momenta_.size(); ++g)
-    if (optimizer.momentum(g) != momenta_[g]) {
-      stop_captures("the momentum changes, which a captured step holds as a number");
-      return nullptr;
-    }
   look_at_model();
   const StepKind kind = kind_of_next(batch);
   const int64_t most = steps_at_once(kind.makes_batch);

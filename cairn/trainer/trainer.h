@@ -279,7 +279,6 @@ class Trainer {
   std::unique_ptr<ResidentData> resident_;
   std::unique_ptr<StepGraphs> steps_;
   std::vector<Watcher> watchers_;
-  std::vector<double> momenta_;   // by group, as captured
   std::vector<Tensor> written_;   // one tensor of each block of memory that the model has
   bool model_looked_at_ = false;  // since code of the user ran
 

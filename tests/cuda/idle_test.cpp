@@ -352,6 +352,51 @@ TEST_CASE("cuda: idle: a captured step does not run over states that were writte
         "capture it anew");
 }
 
+TEST_CASE("cuda: idle: a step captured without momentum has no states for one") {
+  Net captured, eager;
+  const auto a = optim::sgd(captured.parameters(), {.lr = 0.01});
+  const auto b = optim::sgd(eager.parameters(), {.lr = 0.01});
+  a->set_capturable(true);
+  const Tensor x = images(1, 0);
+  const auto step = [&](Net& net, optim::Optimizer& o) {
+    o.zero_grad();
+    run_backward(net, x);
+    o.step();
+  };
+  const auto capture_step = [&] {
+    Capture capture(kGpu);
+    step(captured, *a);
+    return capture.finish();
+  };
+  const auto set_momentum = [&](double momentum) {
+    a->set_momentum(0, momentum);
+    b->set_momentum(0, momentum);
+  };
+  step(captured, *a);
+  step(eager, *b);
+  CapturedGraph graph = capture_step();
+  for (double momentum : {0.0, 0.9, 0.5, 0.0}) {
+    const bool holds = momentum == 0.5 || a->momentum(0) == momentum;
+    set_momentum(momentum);
+    CHECK(graph.holds() == holds);
+    if (!holds) graph = capture_step();
+    graph.launch();
+    step(eager, *b);
+    check_same(results_of(captured, *a), results_of(eager, *b));
+  }
+}
+
+TEST_CASE("cuda: idle: states are not made inside a captured step") {
+  Net net;
+  const auto optimizer = optim::sgd(net.parameters(), {.lr = 0.01, .momentum = 0.9});
+  optimizer->set_capturable(true);
+  run_backward(net, images(1, 0));
+  CHECK(error_text([&] {
+          Capture capture(kGpu);
+          optimizer->step();
+        }) == "sgd: states must be there before a step is captured, got none; run one step first");
+}
+
 namespace {
 
 // Batches of 4 are 1x1 maps, smaller ones 2x2, which more taps see.

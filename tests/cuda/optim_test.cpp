@@ -227,6 +227,7 @@ TEST_CASE("cuda: a captured step reads its numbers when it runs") {
     const Arena start(5000, dtype);
     const Arena captured(start, kGpu), eager(start, kGpu);
     const Tensor lr = full({}, 0.1, {DType::f64, kGpu}), skip = zeros({}, {DType::f32, kGpu});
+    const Tensor momentum = full({}, 0.9, {DType::f64, kGpu});
     const Tensor steps = zeros({3}, {DType::f64, kGpu});
     AdamStep adam{.lr = 7,
                   .beta1 = 0.9,
@@ -242,7 +243,8 @@ TEST_CASE("cuda: a captured step reads its numbers when it runs") {
       sgd_step(kGpu, dtype, runs, sgd);
     };
     Capture capture(kGpu);
-    adam.from = sgd.from = {lr.data<double>(), steps.data<double>() + 1, skip.data<float>()};
+    adam.from = sgd.from = {lr.data<double>(), steps.data<double>() + 1, skip.data<float>(),
+                            momentum.data<double>()};
     advance_steps(kGpu, steps, skip);
     both_steps(captured);
     CapturedGraph graph = capture.finish();
@@ -251,7 +253,9 @@ TEST_CASE("cuda: a captured step reads its numbers when it runs") {
       adam.lr = sgd.lr = 0.1 / static_cast<double>(t);
       adam.t = t;
       sgd.first = t == 1;
+      adam.beta1 = sgd.momentum = 1 - 0.1 * static_cast<double>(t);
       raw::fill_(lr, adam.lr);
+      raw::fill_(momentum, sgd.momentum);
       graph.launch();
       both_steps(eager);
     }

@@ -258,6 +258,7 @@ void cpu_sgd_step(DType dtype, OptimRuns runs, const SgdStep& given) {
   if (skips(given.from)) return;
   SgdStep step = given;
   if (given.from.lr != nullptr) step.lr = *given.from.lr;
+  if (given.from.momentum != nullptr) step.momentum = *given.from.momentum;
   if (given.from.t != nullptr) step.first = *given.from.t == 1;
   for_blocks(runs, kStepBlock, [&](const OptimRun& run, int64_t lo, int64_t hi, int64_t) {
     HWY_DYNAMIC_DISPATCH(sgd_block)(dtype, run, lo, hi, step);
@@ -268,6 +269,7 @@ void cpu_adam_step(DType dtype, OptimRuns runs, const AdamStep& given) {
   if (skips(given.from)) return;
   AdamStep step = given;
   if (given.from.lr != nullptr) step.lr = *given.from.lr;
+  if (given.from.momentum != nullptr) step.beta1 = *given.from.momentum;
   if (given.from.t != nullptr) step.t = static_cast<int64_t>(*given.from.t);
   for_blocks(runs, kStepBlock, [&](const OptimRun& run, int64_t lo, int64_t hi, int64_t) {
     HWY_DYNAMIC_DISPATCH(adam_block)(dtype, run, lo, hi, step);

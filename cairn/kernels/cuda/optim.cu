@@ -90,6 +90,9 @@ template <class Step>
 __device__ __forceinline__ double learning_rate(const Step& step) {
   return step.from.lr != nullptr ? *step.from.lr : step.lr;
 }
+__device__ __forceinline__ double momentum_of(const StepNumbers& from, double given) {
+  return from.momentum != nullptr ? *from.momentum : given;
+}
 
 template <class T>
 __global__ void sgd_kernel(const __grid_constant__ Runs<OptimRun> runs,
@@ -99,7 +102,7 @@ __global__ void sgd_kernel(const __grid_constant__ Runs<OptimRun> runs,
   const Part part = part_of_block(runs);
   const OptimRun& run = runs.run[part.run];
   const Acc decay = static_cast<Acc>(step.weight_decay);
-  const Acc momentum = static_cast<Acc>(step.momentum);
+  const Acc momentum = static_cast<Acc>(momentum_of(step.from, step.momentum));
   const Acc fresh = static_cast<Acc>(1 - step.dampening);
   if (skips(step.from)) return;
   const Acc minus_lr = static_cast<Acc>(-learning_rate(step));
@@ -141,14 +144,15 @@ __device__ const AdamNumbers<Acc>& adam_numbers(const AdamStep& step) {
   const double t = step.from.t != nullptr ? *step.from.t : static_cast<double>(step.t);
   if (threadIdx.x == 0) {
     const double lr = learning_rate(step);
-    n.minus_step = static_cast<Acc>(-lr / (1 - std::pow(step.beta1, t)));
+    const double beta1 = momentum_of(step.from, step.beta1);
+    n.minus_step = static_cast<Acc>(-lr / (1 - std::pow(beta1, t)));
     n.eps = static_cast<Acc>(step.eps);
     n.shrink = static_cast<Acc>(step.decoupled ? 1 - lr * step.weight_decay : 1);
     n.decay = static_cast<Acc>(step.decoupled ? 0 : step.weight_decay);
     n.beta2 = static_cast<Acc>(step.beta2);
     n.share2 = static_cast<Acc>(1 - step.beta2);
-    n.from_old = 1 - step.beta1 < 0.5;
-    n.share1 = static_cast<Acc>(n.from_old ? 1 - step.beta1 : -step.beta1);
+    n.from_old = 1 - beta1 < 0.5;
+    n.share1 = static_cast<Acc>(n.from_old ? 1 - beta1 : -beta1);
   }
   if (threadIdx.x == kWarp) n.bias2 = static_cast<Acc>(std::sqrt(1 - std::pow(step.beta2, t)));
   __syncthreads();
