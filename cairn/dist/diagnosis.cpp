@@ -1,0 +1,195 @@
+// Diagnosis: a key for the call that a rank is in and a key for its end.
+#include "cairn/dist/diagnosis.h"
+
+#include <charconv>
+#include <cstring>
+#include <thread>
+#include <utility>
+
+namespace cairn::dist {
+namespace {
+
+constexpr std::string_view kFailed = "failed ", kLeft = "left ";
+// Words are for people; no error grows without bound by quoting others.
+constexpr size_t kLongest = 2000;
+
+bool is_collective(const CallShape& is) {
+  return is.kind != CallKind::send && is.kind != CallKind::recv;
+}
+
+// Whether both should be the same call but are not.
+bool differ(const CallShape& a, const CallShape& b) {
+  return is_collective(a) && is_collective(b) && a.sequence == b.sequence && !(a == b);
+}
+
+std::string list_of(std::span<const int> ranks) {
+  std::string out = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size(); ++i) out += cat(i == 0 ? "" : ", ", ranks[i]);
+  return out;
+}
+
+}  // namespace
+
+Diagnosis::Diagnosis(std::shared_ptr<Store> store, std::string group, int rank, int size)
+    : store_(std::move(store)), group_(std::move(group)), rank_(rank), size_(size) {}
+
+std::string Diagnosis::key(std::string_view what, int rank) const {
+  return cat(group_, "/diagnosis/", what, "/", rank);
+}
+
+void Diagnosis::waits(const Call& call) noexcept {
+  try {
+    std::string word(sizeof call.is, '\0');
+    std::memcpy(word.data(), &call.is, sizeof call.is);
+    store_->set(key("call", rank_), word + describe(call));
+  } catch (...) {  // a store that is gone too has no readers
+  }
+}
+
+void Diagnosis::failed(const Call& call, std::string_view text) noexcept {
+  if (std::exchange(ended_, true)) return;
+  try {
+    const std::string word =
+        !quoted_.empty() ? quoted_ : cat("rank ", rank_, " failed in ", describe(call), ": ", text);
+    store_->set(key("end", rank_), cat(kFailed, std::string_view(word).substr(0, kLongest)));
+  } catch (...) {
+  }
+}
+
+void Diagnosis::left(uint64_t calls) noexcept {
+  if (std::exchange(ended_, true)) return;
+  try {
+    store_->set(key("end", rank_), cat(kLeft, calls));
+  } catch (...) {
+  }
+}
+
+bool Diagnosis::has_left(int peer) noexcept {
+  try {
+    return read(peer).left.has_value();
+  } catch (...) {
+    return false;
+  }
+}
+
+Diagnosis::Word Diagnosis::read(int rank) {
+  Word word;
+  if (const auto end = store_->find(key("end", rank))) {
+    if (end->starts_with(kFailed)) word.failure = end->substr(kFailed.size());
+    uint64_t calls = 0;
+    const char* last = end->data() + end->size();
+    if (end->starts_with(kLeft) &&
+        std::from_chars(end->data() + kLeft.size(), last, calls).ptr == last)
+      word.left = calls;
+  }
+  if (const auto text = store_->find(key("call", rank)); text && text->size() > sizeof(CallShape)) {
+    CallShape is;
+    std::memcpy(static_cast<void*>(&is), text->data(), sizeof is);
+    word.is = is;
+    word.call = text->substr(sizeof is);
+  }
+  return word;
+}
+
+std::vector<Diagnosis::Word> Diagnosis::gather(const Call& call, int until) noexcept {
+  waits(call);
+  std::vector<Word> words(static_cast<size_t>(size_));
+  const Deadline deadline(kGather);
+  try {
+    for (;; std::this_thread::sleep_for(Milliseconds(5))) {
+      bool all = true, differing = false;
+      for (int r = 0; r < size_; ++r) {
+        Word& word = words[static_cast<size_t>(r)];
+        if (word.silent() || r == until) word = read(r);
+        all = all && !word.silent();
+        differing = differing || (word.is && differ(*word.is, call.is));
+      }
+      // A peer whose connection ended is about to say why, unless that is plain already.
+      if (until >= 0 && !differing) all = words[static_cast<size_t>(until)].ended();
+      if (all || deadline.expired()) break;
+    }
+  } catch (...) {  // the store's process is gone: what was read until then must do
+  }
+  return words;
+}
+
+std::optional<std::string> Diagnosis::explained(const Call& call, const std::vector<Word>& words,
+                                                std::span<const int> peers) {
+  for (const Word& word : words)
+    if (word.is && differ(*word.is, call.is)) return list(call, words);
+  const auto left = [&](int r) {
+    return cat("rank ", r, " finished after ", *words[static_cast<size_t>(r)].left,
+               " collectives, rank ", rank_, " waits in ", describe(call));
+  };
+  const auto quote = [&](int r) {
+    quoted_ = words[static_cast<size_t>(r)].failure;
+    return cat(describe(call), ": ", quoted_);
+  };
+  for (int r : peers) {
+    if (words[static_cast<size_t>(r)].left) return left(r);
+    if (!words[static_cast<size_t>(r)].failure.empty()) return quote(r);
+  }
+  // They say that they wait too, so somebody else is the reason.
+  std::vector<int> mute;
+  for (int r : peers)
+    if (words[static_cast<size_t>(r)].silent()) return {};
+  for (int r = 0; r < size_; ++r) {
+    const Word& word = words[static_cast<size_t>(r)];
+    if (r == rank_) continue;
+    if (word.left && is_collective(call.is) && *word.left <= call.is.sequence) return left(r);
+    if (!word.failure.empty()) return quote(r);
+    if (word.silent()) mute.push_back(r);
+  }
+  if (mute.empty()) return {};
+  return cat(describe(call), ": ", list_of(mute), mute.size() == 1 ? " gives" : " give",
+             " no sign of life, and rank ", rank_, " waits for ", list_of(peers),
+             peers.size() == 1 ? ", which waits too" : ", which wait too");
+}
+
+std::string Diagnosis::lost(const Call& call, int peer) {
+  const std::vector<Word> words = gather(call, peer);
+  if (auto text = explained(call, words, std::span(&peer, 1))) return *text;
+  const Word& word = words[static_cast<size_t>(peer)];
+  if (word.silent())
+    return cat(describe(call), ": rank ", peer, " died; its connection to rank ", rank_,
+               " ended without a word");
+  return cat(describe(call), ": rank ", peer, " ended its connection to rank ", rank_, " while in ",
+             word.call);
+}
+
+std::string Diagnosis::silent(const Call& call, std::span<const int> peers) {
+  const std::vector<Word> words = gather(call, -1);
+  if (auto text = explained(call, words, peers)) return *text;
+  std::vector<int> mute;
+  std::string others;
+  for (int r : peers) {
+    const Word& word = words[static_cast<size_t>(r)];
+    if (word.silent())
+      mute.push_back(r);
+    else
+      others += cat(others.empty() ? "; " : ", ", "rank ", r, " is in ", word.call);
+  }
+  const std::span<const int> named = mute.empty() ? peers : std::span<const int>(mute);
+  return cat(describe(call), ": rank ", rank_, " waited ", call.timeout.count(), " ms for ",
+             list_of(named), ", got nothing", others);
+}
+
+std::string Diagnosis::mismatch(const Call& call) { return list(call, gather(call, -1)); }
+
+std::string Diagnosis::list(const Call& call, const std::vector<Word>& words) const {
+  std::string out =
+      cat(describe(call), ": all ranks must give the same call, got in the group '", group_, "'");
+  for (int r = 0; r < size_; ++r) {
+    const Word& word = words[static_cast<size_t>(r)];
+    out += cat(r == 0 ? ": rank " : "; rank ", r, ": ");
+    if (word.is)
+      out += word.call;
+    else if (word.left)
+      out += cat("finished after ", *word.left, " collectives");
+    else
+      out += "no call yet";
+  }
+  return out;
+}
+
+}  // namespace cairn::dist

@@ -1,0 +1,74 @@
+// Diagnosis: what went wrong between ranks, told to each other through the store.
+// Invariant: a rank leaves word before it lets its peers feel that something is wrong, so that all
+// of them come to the same sentence; nothing here waits longer than kGather.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cairn/dist/call.h"
+#include "cairn/dist/store.h"
+
+namespace cairn::dist {
+
+class Diagnosis {
+ public:
+  // How long the words of the others are waited for.
+  static constexpr Milliseconds kGather{500};
+
+  Diagnosis(std::shared_ptr<Store> store, std::string group, int rank, int size);
+
+  // Leaves word of the call that this rank is in. To be called before its connections are closed
+  // or its peers are woken because of a failure.
+  void waits(const Call& call) noexcept;
+  // Leaves word that this rank failed; `text` is its own error. The first word of an end stands.
+  void failed(const Call& call, std::string_view text) noexcept;
+  // Leaves word of an orderly end after so many collectives.
+  void left(uint64_t calls) noexcept;
+  // Whether `peer` said that it came to an orderly end.
+  bool has_left(int peer) noexcept;
+
+  // Sentences for CommError. Each says which call this rank is in, then gathers the others' words.
+  // Its connection ended: it gave another call, failed ("rank 1 failed in …: …"), left ("rank 1
+  // finished after 41 collectives, rank 0 waits in all_reduce #41 …") or died.
+  std::string lost(const Call& call, int peer);
+  // Nothing came from these until the deadline.
+  std::string silent(const Call& call, std::span<const int> peers);
+  // What every rank gave.
+  std::string mismatch(const Call& call);
+
+ private:
+  // What one rank said.
+  struct Word {
+    std::optional<CallShape> is;  // the call it is in
+    std::string call;             // that in words
+    std::string failure;          // "rank 1 failed in …: …", or of the rank it suffered from
+    std::optional<uint64_t> left;
+
+    bool ended() const { return left || !failure.empty(); }
+    bool silent() const { return !is && !ended(); }
+  };
+
+  std::string key(std::string_view what, int rank) const;
+  Word read(int rank);
+  // Reads until every rank said something; where `until` is a rank, until that one said how it
+  // ended, or until calls turn out to differ and every rank said something.
+  std::vector<Word> gather(const Call& call, int until) noexcept;
+  // The sentence, where another rank's word explains why `peers` do not answer.
+  std::optional<std::string> explained(const Call& call, const std::vector<Word>& words,
+                                       std::span<const int> peers);
+  std::string list(const Call& call, const std::vector<Word>& words) const;
+
+  std::shared_ptr<Store> store_;
+  const std::string group_;
+  const int rank_, size_;
+  bool ended_ = false;
+  std::string quoted_;  // the failure of another rank that this one suffers from
+};
+
+}  // namespace cairn::dist
