@@ -47,7 +47,8 @@ void Diagnosis::waits(const Call& call) noexcept {
 }
 
 void Diagnosis::failed(const Call& call, std::string_view text) noexcept {
-  if (std::exchange(ended_, true)) return;
+  if (std::exchange(ended_, true) || size_ == 1) return;
+  waits(call);
   try {
     const std::string word =
         !quoted_.empty() ? quoted_ : cat("rank ", rank_, " failed in ", describe(call), ": ", text);
@@ -57,16 +58,19 @@ void Diagnosis::failed(const Call& call, std::string_view text) noexcept {
 }
 
 void Diagnosis::left(uint64_t calls) noexcept {
-  if (std::exchange(ended_, true)) return;
+  if (std::exchange(ended_, true) || size_ == 1) return;
   try {
     store_->set(key("end", rank_), cat(kLeft, calls));
   } catch (...) {
   }
 }
 
-bool Diagnosis::has_left(int peer) noexcept {
+bool Diagnosis::is_past(const Call& call, int peer) noexcept {
   try {
-    return read(peer).left.has_value();
+    const Word word = read(peer);
+    const bool later = word.is && is_collective(*word.is) && is_collective(call.is) &&
+                       word.is->sequence > call.is.sequence;
+    return word.left || later;
   } catch (...) {
     return false;
   }

@@ -30,8 +30,9 @@ class Diagnosis {
   void failed(const Call& call, std::string_view text) noexcept;
   // Leaves word of an orderly end after so many collectives.
   void left(uint64_t calls) noexcept;
-  // Whether `peer` said that it came to an orderly end.
-  bool has_left(int peer) noexcept;
+  // Whether `peer` said that it is past this call: at an orderly end, or in trouble with a later
+  // one. What it owed to this call is then on the way.
+  bool is_past(const Call& call, int peer) noexcept;
 
   // Sentences for CommError. Each says which call this rank is in, then gathers the others' words.
   // Its connection ended: it gave another call, failed ("rank 1 failed in …: …"), left ("rank 1
@@ -46,7 +47,7 @@ class Diagnosis {
   // What one rank said.
   struct Word {
     std::optional<CallShape> is;  // the call it is in
-    std::string call;             // that in words
+    std::string call;             // the same in words
     std::string failure;          // "rank 1 failed in …: …", or of the rank it suffered from
     std::optional<uint64_t> left;
 
