@@ -26,4 +26,10 @@ extern Slot<void(void* out, DType dtype, std::span<const Part> parts, int64_t n,
                  double scale)>
     combine;
 
+// As combine, with the result written to each of `outs`, all of the dtype; any of them may be one
+// of the parts. At least one.
+extern Slot<void(std::span<void* const> outs, DType dtype, std::span<const Part> parts, int64_t n,
+                 ReduceOp op, double scale)>
+    combine_to_all;
+
 }  // namespace cairn::kernels

@@ -2,6 +2,7 @@
 #include "cairn/kernels/combine.h"
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "cairn/tensor/factory.h"
@@ -67,4 +68,54 @@ TEST_CASE("kernels: combine may write over a part and carries NaN through min an
   CHECK(a[0] == 2);
   CHECK(std::isnan(a[1]));
   CHECK(std::isnan(a[2]));
+}
+
+TEST_CASE("kernels: combine gives the same bits wherever it is cut, to several buffers") {
+  const int64_t n = 517;
+  const auto value = [](int64_t i) { return std::sin(static_cast<float>(i * i)); };
+  for (ReduceOp op : {ReduceOp::sum, ReduceOp::avg, ReduceOp::min, ReduceOp::max, ReduceOp::prod}) {
+    std::vector<float> a(n), b(n), whole(n), cut(n);
+    std::vector<float16> ha(n), hb(n), half(n), half_cut(n);
+    for (int64_t i = 0; i < n; ++i) {
+      a[i] = value(i), b[i] = value(i + 7);
+      ha[i] = float16(a[i]), hb[i] = float16(b[i]);
+    }
+    const double scale = op == ReduceOp::avg ? 0.2 : 1;
+    const auto run = [&](auto* out, const auto& x, const auto& y, int64_t from, int64_t count) {
+      const DType dtype = dtype_of<std::remove_pointer_t<decltype(out)>>();
+      const Part parts[] = {{x.data() + from, dtype}, {y.data() + from, dtype}};
+      combine(out + from, dtype, parts, count, op, scale);
+    };
+    run(whole.data(), a, b, 0, n), run(half.data(), ha, hb, 0, n);
+    for (int64_t from = 0, step = 1; from < n; from += step, ++step) {
+      run(cut.data(), a, b, from, std::min(step, n - from));
+      run(half_cut.data(), ha, hb, from, std::min(step, n - from));
+    }
+    CHECK(std::memcmp(whole.data(), cut.data(), n * 4) == 0);
+    CHECK(std::memcmp(half.data(), half_cut.data(), n * 2) == 0);
+
+    const Part parts[] = {{a.data(), DType::f32}, {b.data(), DType::f32}};
+    void* const outs[] = {a.data(), b.data()};
+    kernels::combine_to_all(kCPU, std::span<void* const>(outs), DType::f32,
+                            std::span<const Part>(parts), n, op, scale);
+    CHECK(a == whole);
+    CHECK(b == whole);
+  }
+}
+
+TEST_CASE("kernels: combine in every integer and in f64") {
+  const auto both = []<class T>(ReduceOp op, T x, T y) {
+    const Part parts[] = {{&x, dtype_of<T>()}, {&y, dtype_of<T>()}};
+    T out{};
+    combine(&out, dtype_of<T>(), parts, 1, op);
+    return out;
+  };
+  CHECK(both(ReduceOp::sum, uint8_t{200}, uint8_t{100}) == 44);
+  CHECK(both(ReduceOp::prod, uint8_t{200}, uint8_t{3}) == 88);
+  CHECK(both(ReduceOp::max, uint8_t{200}, uint8_t{100}) == 200);
+  CHECK(both(ReduceOp::sum, int64_t{1} << 62, int64_t{1} << 62) ==
+        std::numeric_limits<int64_t>::min());
+  CHECK(both(ReduceOp::min, int64_t{-3}, int64_t{2}) == -3);
+  CHECK(both(ReduceOp::sum, 1.0, 1e-16) == 1.0 + 1e-16);
+  CHECK(both(ReduceOp::prod, 3.0, 0.1) == 3.0 * 0.1);
 }
