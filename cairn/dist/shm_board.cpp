@@ -14,9 +14,11 @@
 namespace cairn::dist {
 namespace {
 
-// Longer than a step between ranks that come at the same time takes, shorter than what the sleep
-// and the waking cost others.
-constexpr std::chrono::microseconds kSpin{50};
+// Longer than ranks that come at the same time need for a step.
+constexpr std::chrono::microseconds kSpin{3};
+// Then others may have the core, among them the peer, where both were put on the same one; as long
+// as neither sleeps, the kernel sees that and moves one of them.
+constexpr std::chrono::microseconds kYield{200};
 // How often a waiting rank looks around. Far below the second in which a dead peer is noticed.
 constexpr long kSliceNs = 20'000'000;
 
@@ -118,20 +120,17 @@ template <class Done>
 void ShmBoard::wait(ShmFlag& flag, int peer, const Call& call, const Done& done) {
   const auto reached = [&] { return done(flag.value.load(std::memory_order_acquire)); };
   if (reached()) return;
-  if (crowded_) {
-    // The peer may need this core.
-    for (int i = 0; i < 4; ++i) {
-      ::sched_yield();
+  const auto start = Deadline::Clock::now();
+  for (bool alone = !crowded_;;) {
+    for (int i = 0; alone && i < 64; ++i) {
+      pause();
       if (reached()) return;
     }
-  } else {
-    const auto end = Deadline::Clock::now() + kSpin;
-    do {
-      for (int i = 0; i < 64; ++i) {
-        pause();
-        if (reached()) return;
-      }
-    } while (Deadline::Clock::now() < end);
+    if (!alone) ::sched_yield();
+    if (reached()) return;
+    const auto waited = Deadline::Clock::now() - start;
+    if (waited > kYield) break;
+    alone = alone && waited < kSpin;
   }
   for (;;) {
     flag.sleepers.fetch_add(1, std::memory_order_seq_cst);
