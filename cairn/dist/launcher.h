@@ -1,0 +1,85 @@
+// launch(): starts the workers of a run on this host, shows what they write, and ends them
+// together. Invariant: when launch() returns or its process dies, however it dies, no worker is
+// left.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cairn/dist/child.h"
+#include "cairn/dist/deadline.h"
+
+namespace cairn::dist {
+
+struct OutputLine {
+  int rank;
+  bool error;             // written to standard error
+  std::string_view text;  // without its line feed
+};
+
+struct LaunchOptions {
+  int workers = 1;                        // on this host
+  std::vector<std::string> program = {};  // and its arguments
+
+  // Of several hosts: the same command runs on each, with its own node_rank. Then CAIRN_SECRET must
+  // be set to the same value on all. "node[1-4],other" is written out by expand_hosts().
+  std::vector<std::string> hosts = {};
+  int node_rank = 0;
+  std::string master_address = {};  // empty: the first host; on one host 127.0.0.1
+  int master_port = 0;              // 0: on one host a free one, on several kHostsPort
+
+  // More variables of the workers ("NAME=value"); they stand above those of this process.
+  std::vector<std::string> environment = {};
+  // Gets each line; not called where it is empty. It may write to a terminal and wait for that.
+  std::function<void(const OutputLine&)> on_line = {};
+
+  // SIGINT and SIGTERM are the launcher's while it runs: the first is passed on to the workers,
+  // which have `interrupt_grace` to end; a second one ends them at once. They must be blocked in
+  // other threads of this process, so a program calls launch() before it starts any.
+  Milliseconds interrupt_grace = std::chrono::milliseconds(4000);
+  // After a failure the other workers get SIGTERM, and SIGKILL this much later.
+  Milliseconds failure_grace = std::chrono::milliseconds(1000);
+
+  static constexpr int kHostsPort = 29440;
+};
+
+// How a worker ended that did not end well.
+struct WorkerFailure {
+  int rank = 0;
+  ExitStatus status;
+  std::string error;  // what it left by report_failure(), or ""
+  // Another rank's failure was the reason.
+  bool consequence = false;
+  // It ended after the launcher had told it to, so that `status` says nothing of its own.
+  bool was_told = false;
+  std::vector<std::string> last_lines;
+
+  // "rank 1 was killed by signal 9 (SIGKILL), which …", "rank 0 ended with exit status 1: " and its
+  // error.
+  std::string reason() const;
+};
+
+struct LaunchResult {
+  // 0; or of the first failure: its status, or 128 + its signal (1 where the launcher had to end it
+  // after its report); 130 after SIGINT, 143 after
+  // SIGTERM, whatever the workers returned.
+  int exit_status = 0;
+  int interrupted_by = 0;  // SIGINT, SIGTERM, SIGHUP or 0
+  // The failure that began it, and then those that followed from it.
+  std::vector<WorkerFailure> failures = {};
+  // What a user is to read: the first failure with its error and last lines, then one line for each
+  // that followed. "" where all went well.
+  std::string text() const;
+};
+
+// Error where the options are wrong or the program cannot run. The workers get RANK, LOCAL_RANK,
+// WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK, GROUP_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT;
+// CAIRN_LAUNCH, CAIRN_RUN_ID, CAIRN_SECRET (random on one host; CAIRN_SECRET where it is set),
+// CAIRN_ERROR_FILE; and CAIRN_NUM_THREADS = processors / workers where it is not set. Their input
+// is empty.
+LaunchResult launch(const LaunchOptions& options);
+
+}  // namespace cairn::dist

@@ -1,0 +1,192 @@
+// Supervisor.
+#include "cairn/dist/supervisor.h"
+
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+namespace cairn::dist {
+namespace {
+
+// How long the first failure may wait for one that explains it better: a rank that only lost its
+// peer can end before the peer does.
+constexpr Milliseconds kSettle{300};
+// SIGCHLD may have gone to another thread.
+constexpr Milliseconds kLook{100};
+constexpr size_t kReadAtOnce = 1 << 20;
+
+}  // namespace
+
+SignalWatch::SignalWatch() {
+  sigset_t watched;
+  sigemptyset(&watched);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD}) sigaddset(&watched, signal);
+  pthread_sigmask(SIG_BLOCK, &watched, &before_);
+  fd_ = Socket(signalfd(-1, &watched, SFD_NONBLOCK | SFD_CLOEXEC));
+  if (!fd_) {
+    const int reason = errno;
+    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+    fail("launch: signals must have a descriptor, got: ", std::strerror(reason));
+  }
+}
+
+// A Ctrl-C that was not read is still meant for this process and is delivered now.
+SignalWatch::~SignalWatch() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+int SignalWatch::next() {
+  signalfd_siginfo info{};
+  return read(fd_.fd(), &info, sizeof info) == sizeof info ? static_cast<int>(info.ssi_signo) : 0;
+}
+
+void Supervisor::start(int rank, const std::string& file,
+                       const std::vector<std::string>& environment, const std::string& error_file) {
+  auto worker = std::make_unique<Worker>();
+  worker->rank = rank;
+  worker->error_file = error_file;
+  worker->child = std::make_unique<Child>(file, options_.program, environment);
+  guard_.watch(worker->child->pid());
+  const auto taker = [this, w = worker.get()](bool error) {
+    return [this, w, error](std::string_view line) {
+      w->last.add(line);
+      if (options_.on_line) options_.on_line({w->rank, error, line});
+    };
+  };
+  worker->out = std::make_unique<WorkerOutput>(std::move(worker->child->out), taker(false));
+  worker->err = std::make_unique<WorkerOutput>(std::move(worker->child->err), taker(true));
+  workers_.push_back(std::move(worker));
+}
+
+LaunchResult Supervisor::run() {
+  while (!all_ended()) {
+    wait();
+    take_signals();
+    look_for_ended();
+    advance();
+  }
+  return result();
+}
+
+bool Supervisor::all_ended() const {
+  return std::all_of(workers_.begin(), workers_.end(),
+                     [](const auto& worker) { return worker->ended.has_value(); });
+}
+
+// Returns when something is there, and at the latest when the state has to change.
+void Supervisor::wait() {
+  std::vector<PollEntry> entries = {{signals_.fd(), true, false}};
+  for (const auto& worker : workers_)
+    for (const WorkerOutput* output : {worker->out.get(), worker->err.get()})
+      if (output->fd() >= 0) entries.push_back({output->fd(), true, false});
+  poll_until(entries, next_.or_in(kLook));
+  size_t at = 1;
+  for (const auto& worker : workers_)
+    for (WorkerOutput* output : {worker->out.get(), worker->err.get()})
+      if (output->fd() >= 0 && entries[at++].ready) output->read_some(kReadAtOnce);
+}
+
+void Supervisor::look_for_ended() {
+  for (const auto& worker : workers_) {
+    if (worker->ended) continue;
+    worker->ended = worker->child->poll();
+    if (!worker->ended) continue;
+    worker->ended_at = Clock::now();
+    guard_.forget(worker->child->pid());
+    worker->out->finish();
+    worker->err->finish();
+  }
+}
+
+void Supervisor::take_signals() {
+  while (const int signal = signals_.next()) {
+    if (signal == SIGCHLD) continue;
+    if (state_ == State::running || state_ == State::settling) {
+      interrupted_by_ = signal;
+      end_all(signal, options_.interrupt_grace);
+    } else {  // asked for twice, or while it ends anyway
+      send(SIGKILL);
+      state_ = State::killed;
+    }
+  }
+}
+
+void Supervisor::advance() {
+  if (state_ == State::running || state_ == State::settling) {
+    const bool failed = std::any_of(workers_.begin(), workers_.end(), [](const auto& worker) {
+      return worker->ended && !worker->ended->well();
+    });
+    if (!failed) return;
+    // A cause needs no better explanation.
+    const bool known = std::any_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
+      WorkerFailure failure;
+      return worker->ended && !worker->ended->well() && order(*worker, failure) == 0;
+    });
+    if (!known && state_ == State::running) {
+      state_ = State::settling;
+      next_ = Deadline(kSettle);
+    } else if (known || next_.expired()) {
+      end_all(SIGTERM, options_.failure_grace);
+    }
+  } else if (state_ == State::ending && next_.expired()) {
+    send(SIGKILL);
+    state_ = State::killed;
+    next_ = Deadline(Clock::time_point::max());
+  }
+}
+
+void Supervisor::end_all(int signal, Milliseconds grace) {
+  send(signal);
+  send(SIGCONT);  // one that is stopped could not hear it
+  state_ = State::ending;
+  told_ = std::min(told_, Clock::now());
+  next_ = Deadline(grace);
+}
+
+void Supervisor::send(int signal) {
+  for (const auto& worker : workers_) worker->child->send(signal);
+}
+
+// How well a failure explains the run's: 0 is a cause, 1 may be one, 2 a consequence.
+int Supervisor::order(const Worker& worker, WorkerFailure& failure) const {
+  const auto report = read_failure_report(worker.error_file);
+  if (report) failure.error = report->text;
+  const bool before = report ? report->at <= told_ : worker.ended_at <= told_;
+  failure.consequence = !before || (report && report->consequence);
+  if (failure.consequence) return 2;
+  return report || worker.ended->signal != 0 ? 0 : 1;
+}
+
+LaunchResult Supervisor::result() const {
+  struct Found {
+    int order;
+    Clock::time_point at;
+    WorkerFailure failure;
+  };
+  std::vector<Found> found;
+  for (const auto& worker : workers_) {
+    if (worker->ended->well()) continue;
+    WorkerFailure failure;
+    failure.rank = worker->rank;
+    failure.status = *worker->ended;
+    failure.was_told = worker->ended_at > told_;
+    failure.last_lines.assign(worker->last.lines().begin(), worker->last.lines().end());
+    const int rank_order = order(*worker, failure);
+    found.push_back({rank_order, worker->ended_at, std::move(failure)});
+  }
+  std::stable_sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
+    return a.order != b.order ? a.order < b.order : a.at < b.at;
+  });
+  LaunchResult result;
+  result.interrupted_by = interrupted_by_;
+  for (Found& each : found) result.failures.push_back(std::move(each.failure));
+  if (interrupted_by_ != 0)
+    result.exit_status = 128 + interrupted_by_;
+  else if (!result.failures.empty())
+    result.exit_status =
+        result.failures.front().was_told ? 1 : result.failures.front().status.shell();
+  return result;
+}
+
+}  // namespace cairn::dist

@@ -1,0 +1,76 @@
+// Supervisor: waits for workers that run, passes signals on, and ends all of them when one fails.
+// Invariant: one loop, one thread; every wait in it has an end.
+#pragma once
+
+#include <signal.h>
+
+#include <memory>
+#include <vector>
+
+#include "cairn/dist/failure_report.h"
+#include "cairn/dist/guard.h"
+#include "cairn/dist/launcher.h"
+#include "cairn/dist/worker_output.h"
+
+namespace cairn::dist {
+
+// SIGINT, SIGTERM, SIGHUP and SIGCHLD as a descriptor; the thread's mask is restored at the end.
+class SignalWatch {
+ public:
+  SignalWatch();
+  ~SignalWatch();
+  SignalWatch(const SignalWatch&) = delete;
+  SignalWatch& operator=(const SignalWatch&) = delete;
+
+  int fd() const { return fd_.fd(); }
+  // The next that came, or 0.
+  int next();
+
+ private:
+  sigset_t before_;
+  Socket fd_;
+};
+
+class Supervisor {
+ public:
+  explicit Supervisor(const LaunchOptions& options) : options_(options) {}
+
+  // Error where it cannot run; the workers that were started before it are then killed.
+  void start(int rank, const std::string& file, const std::vector<std::string>& environment,
+             const std::string& error_file);
+  LaunchResult run();
+
+ private:
+  using Clock = Deadline::Clock;
+  struct Worker {
+    int rank;
+    std::string error_file;
+    std::unique_ptr<Child> child;
+    LastLines last;
+    std::unique_ptr<WorkerOutput> out, err;
+    std::optional<ExitStatus> ended = {};
+    Clock::time_point ended_at = {};
+  };
+  enum class State { running, settling, ending, killed };
+
+  void wait();
+  void look_for_ended();
+  void take_signals();
+  void advance();
+  void end_all(int signal, Milliseconds grace);
+  void send(int signal);
+  bool all_ended() const;
+  int order(const Worker& worker, WorkerFailure& failure) const;
+  LaunchResult result() const;
+
+  const LaunchOptions& options_;
+  SignalWatch signals_;
+  Guard guard_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+  State state_ = State::running;
+  Deadline next_{Deadline::Clock::time_point::max()};  // when the state changes by itself
+  Clock::time_point told_ = Clock::time_point::max();  // when the others were told to end
+  int interrupted_by_ = 0;
+};
+
+}  // namespace cairn::dist

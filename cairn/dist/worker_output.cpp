@@ -1,0 +1,60 @@
+// WorkerOutput.
+#include "cairn/dist/worker_output.h"
+
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <limits>
+
+namespace cairn::dist {
+
+void LastLines::add(std::string_view line) {
+  lines_.emplace_back(line.substr(0, kLineBytes));
+  if (lines_.size() > kLines) lines_.pop_front();
+}
+
+void WorkerOutput::read_some(size_t most) {
+  std::array<char, 16384> buffer;
+  for (size_t total = 0; fd_ && total < most;) {
+    const ssize_t got = read(fd_.fd(), buffer.data(), buffer.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && errno == EAGAIN) return;
+    if (got <= 0) {
+      take_rest();
+      fd_.close();
+      return;
+    }
+    take_bytes({buffer.data(), static_cast<size_t>(got)});
+    total += static_cast<size_t>(got);
+  }
+}
+
+void WorkerOutput::finish() {
+  read_some(std::numeric_limits<size_t>::max());
+  take_rest();
+  fd_.close();
+}
+
+void WorkerOutput::take_bytes(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const size_t end = bytes.find('\n');
+    const std::string_view line = bytes.substr(0, end);
+    begun_ += line;
+    if (end != std::string_view::npos) {
+      take_(begun_);
+      begun_.clear();
+    } else {
+      if (begun_.size() >= kLongestLine) take_rest();
+      return;
+    }
+    bytes.remove_prefix(end + 1);
+  }
+}
+
+void WorkerOutput::take_rest() {
+  if (!begun_.empty()) take_(begun_);
+  begun_.clear();
+}
+
+}  // namespace cairn::dist
