@@ -1,12 +1,44 @@
 // The `cairn` program: reads the command line and runs one verb.
-// Invariant: status 0 is success, 1 a failure, 2 a mistake in the command line; each complaint is
-// one sentence on standard error.
+// Invariant: status 0 is success, 1 a failure (of `launch`: that of its workers), 2 a mistake in
+// the command line; each complaint is one sentence on standard error.
 #include <CLI/CLI.hpp>
 #include <exception>
 #include <functional>
 #include <iostream>
 
 #include "cli/verbs.h"
+
+namespace {
+
+CLI::App* add_launch(CLI::App& app, cairn::cli::LaunchVerb& verb) {
+  auto* launch = app.add_subcommand(
+      "launch",
+      "Runs a program as several workers and ends them together: launch --workers 4 -- "
+      "./program …");
+  launch->add_option("--workers", verb.workers, "Workers on this host")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  launch->add_option("--hosts", verb.hosts,
+                     "All hosts of the run, as in node[1-4],other; run the same command on each, "
+                     "with the same CAIRN_SECRET in its environment and its own --rank");
+  launch->add_option("--rank", verb.rank, "Of this host among --hosts, from 0");
+  launch->add_option("--master-address", verb.master_address,
+                     "Of the host of worker 0; else the first of --hosts");
+  launch->add_option("--master-port", verb.master_port,
+                     "Where worker 0 listens; else a free port, or 29440 with --hosts");
+  launch->add_flag("!--no-prefix", verb.prefix,
+                   "Write lines without the worker's rank before them");
+  launch->add_option("program", verb.program, "The program and its arguments, after --")
+      ->required();
+  launch->footer(
+      "Status: 0 when all workers end well; else that of the worker that failed first (128 + n "
+      "after signal n), 130 after Ctrl-C, 143 after SIGTERM, 1 when the run cannot start, 2 for "
+      "mistakes in the command line. Ctrl-C is passed on to the workers, which then have 4 s to "
+      "end; a second one ends them at once.");
+  return launch;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace cairn::cli;
@@ -35,6 +67,9 @@ int main(int argc, char** argv) {
                   "Take every block of device memory from the driver, as memory checkers want it");
   check->add_flag("--list", options.list, "Only list the operators");
   check->callback([&] { verb = [&] { return check_ops(options); }; });
+
+  LaunchVerb launched;
+  add_launch(app, launched)->callback([&] { verb = [&] { return launch(launched); }; });
 
   try {
     app.parse(argc, argv);

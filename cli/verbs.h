@@ -21,9 +21,21 @@ struct CheckOptions {
   bool caching = true;  // of device memory; memory checkers see more without
 };
 
+struct LaunchVerb {
+  int workers = 1;
+  std::string hosts;  // as SLURM writes lists; empty: this host alone
+  int rank = 0;       // of this host
+  std::string master_address;
+  int master_port = 0;
+  bool prefix = true;
+  std::vector<std::string> program;
+};
+
 int info();
 int doctor();
 int check_ops(const CheckOptions& options);
+// Returns the first failure's status.
+int launch(const LaunchVerb& verb);
 
 // "GCC 12.2.0, Release"
 std::string compiler_and_build();

@@ -39,7 +39,8 @@ int64_t lines(const std::string& text) { return std::count(text.begin(), text.en
 }  // namespace
 
 TEST_CASE("cli: help and version are on standard output") {
-  for (const char* arguments : {"--help", "info --help", "doctor --help", "check --help"}) {
+  for (const char* arguments :
+       {"--help", "info --help", "doctor --help", "check --help", "launch --help"}) {
     const Outcome r = cairn_program(arguments);
     INFO(arguments);
     CHECK(r.status == 0);
@@ -52,7 +53,8 @@ TEST_CASE("cli: help and version are on standard output") {
 TEST_CASE("cli: mistakes in the command line end with status 2 and one line") {
   for (const char* arguments :
        {"", "dance", "check relu --target mmx", "check --dtype f8", "check --device tpu",
-        "check no_such_op", "info extra", "check relu --speed", "check relu --dtype i64"}) {
+        "check no_such_op", "info extra", "check relu --speed", "check relu --dtype i64", "launch",
+        "launch --workers 0 -- true", "launch --workers x -- true"}) {
     const Outcome r = cairn_program(arguments);
     INFO(arguments << ": " << r.err);
     CHECK(r.status == 2);
