@@ -1,0 +1,124 @@
+// init_process_group(): the store, then the backend.
+#include "cairn/dist/init.h"
+
+#include <algorithm>
+#include <array>
+#include <exception>
+#include <thread>
+#include <utility>
+
+#include "cairn/dist/local_group.h"
+#include "cairn/dist/ring_group.h"
+#include "cairn/dist/shm_group.h"
+#include "cairn/dist/suggest.h"
+#include "cairn/dist/tcp_store.h"
+
+namespace cairn::dist {
+namespace {
+
+using Factory = std::shared_ptr<ProcessGroup> (*)(GroupOptions);
+struct Backend {
+  const char* name;
+  Factory make;
+};
+// "auto" is one of the others.
+constexpr std::array kBackends = {Backend{"auto", nullptr}, Backend{"local", local_group},
+                                  Backend{"ring", ring_group}, Backend{"shm", shm_group}};
+
+Factory fastest(const ClusterEnvironment& e) {
+  if (e.world_size == 1) return local_group;
+  return e.num_nodes == 1 ? shm_group : ring_group;
+}
+
+Factory factory_of(const std::string& name, const ClusterEnvironment& e) {
+  std::array<const char*, kBackends.size()> names{};
+  for (size_t i = 0; i < kBackends.size(); ++i) {
+    names[i] = kBackends[i].name;
+    if (name == names[i]) return kBackends[i].make != nullptr ? kBackends[i].make : fastest(e);
+  }
+  fail("init_process_group: backend must be ", one_of(names), ", got '", name, "'",
+       did_you_mean(name, names));
+}
+
+// The run's store as its groups hold it: the last one that lets go of rank 0's waits for the
+// others.
+class RunStore : public Store {
+ public:
+  RunStore(std::shared_ptr<TcpStore> store, Milliseconds timeout)
+      : store_(std::move(store)), timeout_(timeout) {}
+
+  ~RunStore() override {
+    if (store_->server() == nullptr) return;
+    // Each rank has one connection; a dead one's has ended.
+    constexpr Milliseconds kFailing{1000}, kLook{5};
+    const Deadline deadline(std::uncaught_exceptions() > 0 ? std::min(kFailing, timeout_)
+                                                           : timeout_);
+    while (store_->server()->connections() > 1 && !deadline.expired())
+      std::this_thread::sleep_for(kLook);
+  }
+
+  void set(std::string_view key, std::string_view value) override { store_->set(key, value); }
+  std::string get(std::string_view key, Milliseconds timeout) override {
+    return store_->get(key, timeout);
+  }
+  std::optional<std::string> find(std::string_view key) override { return store_->find(key); }
+  int64_t add(std::string_view key, int64_t delta) override { return store_->add(key, delta); }
+  void wait(std::span<const std::string> keys, Milliseconds timeout) override {
+    store_->wait(keys, timeout);
+  }
+  std::string compare_set(std::string_view key, std::string_view expected,
+                          std::string_view desired) override {
+    return store_->compare_set(key, expected, desired);
+  }
+  bool delete_key(std::string_view key) override { return store_->delete_key(key); }
+  int64_t num_keys() override { return store_->num_keys(); }
+
+ private:
+  const std::shared_ptr<TcpStore> store_;
+  const Milliseconds timeout_;
+};
+
+std::shared_ptr<TcpStore> meet(const ClusterEnvironment& e, const InitOptions& o) {
+  check(e.master_port > 0, "init_process_group: master port must be 1 to 65535, got ",
+        e.master_port);
+  const bool one_host = e.num_nodes == 1;
+  TcpStoreOptions store;
+  // What a host calls itself may be an address that others see; alone it has loopback.
+  store.host = one_host && o.bind.empty() ? "127.0.0.1" : e.master_address;
+  store.port = e.master_port;
+  store.is_server = e.rank == 0;
+  store.bind = !o.bind.empty() || one_host ? o.bind : e.master_address;
+  store.world_size = e.world_size;
+  store.rank = e.rank;
+  store.run_id = e.run_id;
+  store.secret = e.secret;
+  store.timeout = o.timeout;
+  return tcp_store(std::move(store));
+}
+
+}  // namespace
+
+std::shared_ptr<ProcessGroup> init_process_group(const ClusterEnvironment& e,
+                                                 const InitOptions& o) {
+  const Factory make = factory_of(o.backend, e);
+  check(o.timeout.count() > 0, "init_process_group: timeout must be above 0, got ",
+        o.timeout.count(), " ms");
+  check(e.world_size >= 1 && e.rank >= 0 && e.rank < e.world_size,
+        "init_process_group: rank must be below the world size, got ", e.rank, " of ",
+        e.world_size);
+  GroupOptions group;
+  group.rank = e.rank;
+  group.size = e.world_size;
+  group.timeout = o.timeout;
+  group.secret = e.secret;
+  if (e.world_size == 1) {
+    group.store = memory_store();
+  } else {
+    auto store = meet(e, o);
+    group.address = o.address.empty() ? store->local_address() : o.address;
+    group.store = std::make_shared<RunStore>(std::move(store), o.timeout);
+  }
+  return make(std::move(group));
+}
+
+}  // namespace cairn::dist
