@@ -27,8 +27,9 @@ struct ClusterEnvironment {
 //   cairn         CAIRN_LAUNCH, from `cairn launch`; it may itself run within a cluster's job, and
 //                 then it is the one that started this process
 //   torchelastic  TORCHELASTIC_RUN_ID, from torchrun
-//   slurm         SLURM_NTASKS, but for shells (jobs named bash or interactive) and for mpirun
-//                 within a job, where SLURM's variables are those of mpirun's daemon
+//   slurm         SLURM_NTASKS, but for shells (jobs named bash or interactive, unless srun started
+//                 several tasks there) and for mpirun within a job, where SLURM's variables are
+//                 those of mpirun's daemon
 //   lsf           LSB_JOBID, LSB_DJOB_RANKFILE and JSM_NAMESPACE_SIZE
 //   mpi           OMPI_COMM_WORLD_SIZE (Open MPI) or PMI_SIZE (MPICH and its kin) above 1
 //   torchelastic  LOCAL_RANK and WORLD_SIZE: torchrun's variables set by hand

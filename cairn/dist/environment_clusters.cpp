@@ -36,7 +36,9 @@ bool is_slurm(const Lookup& lookup) {
   const Variables v(lookup, "slurm", "");
   if (!v.has("SLURM_NTASKS") || v.has("OMPI_COMM_WORLD_SIZE")) return false;
   const std::string job = v.first_of({"SLURM_JOB_NAME"});
-  return job != "bash" && job != "interactive";
+  if (job != "bash" && job != "interactive") return true;
+  // srun within such a job, or of a script for bash, starts tasks; with --pty, it starts a shell.
+  return v.number_or("SLURM_STEP_NUM_TASKS", 1, kMostRanks, 1) > 1 && !v.has("SLURM_PTY_PORT");
 }
 
 ClusterEnvironment slurm(const Lookup& lookup) {
@@ -81,7 +83,7 @@ ClusterEnvironment slurm(const Lookup& lookup) {
   e.master_port = port_or(v, 0);
   if (e.master_port == 0) e.master_port = 15000 + last_digits(v, job, 4);
   e.run_id = cat(v.text(job), ".", v.first_of({"SLURM_STEP_ID", "SLURM_STEPID"}));
-  e.secret = secret_or_known(v, e.run_id);
+  e.secret = secret_or_known(v, e.run_id, v.first_of({"SLURM_JOB_UID"}));
   return e;
 }
 

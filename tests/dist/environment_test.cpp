@@ -120,7 +120,12 @@ TEST_CASE("dist: SLURM's variables") {
   CHECK(text(detect(one)) == "slurm 1/2 1/2 0/1 127.0.0.1:24876");
   // A shell of a job is not one of its tasks.
   CHECK(detect(with(kSlurm, {{"SLURM_JOB_NAME", "bash"}})).name == "single");
-  CHECK(detect(with(kSlurm, {{"SLURM_JOB_NAME", "interactive"}})).name == "single");
+  const Table shell = with(kSlurm, {{"SLURM_JOB_NAME", "interactive"}});
+  CHECK(detect(shell).name == "single");
+  // But srun within such a job starts tasks, unless it is for a terminal.
+  const Table step = with(shell, {{"SLURM_STEP_NUM_TASKS", "8"}});
+  CHECK(detect(step).name == "slurm");
+  CHECK(detect(with(step, {{"SLURM_PTY_PORT", "40000"}})).name == "single");
 }
 
 TEST_CASE("dist: LSF's variables and its file of hosts") {
