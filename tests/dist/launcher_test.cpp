@@ -27,6 +27,14 @@ namespace {
 const std::string kWorker = std::string(CAIRN_BIN_DIR) + "/dist_worker";
 const std::string kCairn = std::string(CAIRN_BIN_DIR) + "/cairn";
 
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kSanitized = true;
+#elif defined(__has_feature)
+constexpr bool kSanitized = __has_feature(address_sanitizer);
+#else
+constexpr bool kSanitized = false;
+#endif
+
 struct Run {
   LaunchResult result;
   std::map<int, std::vector<std::string>> out, err;  // lines by rank
@@ -209,6 +217,9 @@ TEST_CASE("dist: a worker's end is told by rank, reason and last lines, and ends
       {{"memory", "1"}, 1, "rank 1 ended with exit status 1: out of memory (std::bad_alloc)\n"},
       {{"memory_uncaught", "1"}, 134, abort + ": out of memory (std::bad_alloc)\n"}};
   for (const Case& c : cases) {
+    // These ends are the sanitizer's own where it watches.
+    if (kSanitized && (c.arguments[0] == "crash" || c.arguments[0].rfind("memory", 0) == 0))
+      continue;
     const Run r = run({.workers = 3}, c.arguments);
     INFO(c.arguments[0] << ": " << r.result.text());
     CHECK(r.result.exit_status == c.status);
