@@ -69,6 +69,7 @@
 #include "cairn/data/transform.h"
 
 #include "cairn/dist/call.h"
+#include "cairn/dist/ddp.h"
 #include "cairn/dist/deadline.h"
 #include "cairn/dist/flight_recorder.h"
 #include "cairn/dist/local_group.h"

@@ -121,6 +121,31 @@ void ParameterArena::pack() {
   }
 }
 
+bool ParameterArena::is_whole() const {
+  const int64_t end = data_.offset() + data_.numel();
+  const int64_t rest = data_.storage()->bytes() - end * item_size(data_.dtype());
+  return data_.offset() == 0 && rest < kArenaAlignment;
+}
+
+void ParameterArena::set_grads_memory(const Tensor& memory) {
+  check(is_whole(), "set_grads_memory: arena must be a whole block, got a part of one");
+  check(memory.shape() == data_.shape() && memory.is_contiguous() &&
+            memory.dtype() == data_.dtype() && memory.device() == data_.device(),
+        "set_grads_memory: memory must be contiguous ", data_.dtype(), " ", data_.shape(), " on ",
+        data_.device(), ", got ", memory.dtype(), " ", memory.shape(), " on ", memory.device());
+  check(reinterpret_cast<uintptr_t>(memory.raw_data()) % kArenaAlignment == 0,
+        "set_grads_memory: memory must be aligned to 64 bytes");
+  // A block of its own, so that offsets are those of the parameters, and so are the versions.
+  const auto block = std::make_shared<Storage>(memory.raw_data(), memory.nbytes(), memory.device(),
+                                               memory.storage());
+  const NoGrad no_grad;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const Tensor& p = parameters_[i];
+    set_grad_memory(p, Tensor(block, p.dtype(), p.shape(), p.strides(), offsets_[i]), true);
+  }
+  grads_ = Tensor(block, data_.dtype(), data_.shape(), {1}, 0);
+}
+
 void ParameterArena::find_runs() {
   int64_t next = -1;  // where a neighbour of the running run would start
   for (size_t i : in_memory_order(parameters_)) {

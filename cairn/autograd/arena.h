@@ -41,6 +41,11 @@ class ParameterArena {
   // Whoever writes into grads() by pointer or raw:: calls its bump_version: parts may be trusted to
   // hold zeros.
   const Tensor& grads() const { return grads_; }
+  // Whether data() is a whole block, so that grads() can be given other memory.
+  bool is_whole() const;
+  // Moves the gradients to `memory`, which holds zeros: 1-d, of data()'s size, dtype and device,
+  // aligned to 64 bytes. The arena must be whole.
+  void set_grads_memory(const Tensor& memory);
   // The parameters given as maximal stretches in order of memory; one where they are neighbours.
   const std::vector<Run>& runs() const { return runs_; }
 

@@ -119,16 +119,41 @@ void count_contributions(Node* root, Run& run) {
   check(!released, "backward: graph must be used once, got a second backward through ", name);
 }
 
+// What hooks want to be told at the end. Also of a backward from a leaf, which has no run.
+thread_local std::vector<std::function<void(bool)>>* current_ends = nullptr;
+
+class Ends {
+ public:
+  Ends() { current_ends = &ends_; }
+  ~Ends() {
+    current_ends = nullptr;
+    for (const auto& end : ends_) end(false);
+  }
+  Ends(const Ends&) = delete;
+  Ends& operator=(const Ends&) = delete;
+  void finish() {
+    current_ends = nullptr;
+    for (const auto& end : std::exchange(ends_, {})) end(true);
+  }
+
+ private:
+  std::vector<std::function<void(bool)>> ends_;
+};
+
+void fire_hooks(AutogradMeta& leaf) {
+  for (const auto& hook : leaf.ready_hooks) {
+    leaf.zeros.clear();
+    hook(leaf.grad);
+  }
+  for (const auto& hook : leaf.leaf_hooks) hook();
+}
+
 // Counts down the leaves that this node feeds; the last contribution fires the hooks.
 void settle_leaves(const Node& node) {
   for (const Edge& edge : node.edges) {
     if (!edge.meta || edge.meta->node) continue;
     AutogradMeta& leaf = *edge.meta;
-    if (--leaf.pending != 0 || !leaf.has_grad) continue;
-    for (const auto& hook : leaf.ready_hooks) {
-      leaf.zeros.clear();
-      hook(leaf.grad);
-    }
+    if (--leaf.pending == 0 && leaf.has_grad) fire_hooks(leaf);
   }
 }
 
@@ -271,16 +296,19 @@ void backward(const Tensor& root, const Tensor& grad) {
   const auto meta = std::static_pointer_cast<AutogradMeta>(root.grad_meta());
   const NoGrad no_grad;
   const Autocast uncast(DType::bf16, false);
+  check(current_run == nullptr && current_ends == nullptr,
+        "backward: must not be called from inside a backward rule or hook");
+  Ends ends;
   if (!meta->node) {
     if (!meta->has_grad)
       set_grad(root, seed);
     else
       kernels::accumulate_to(meta->grad.device(), Dst{meta->grad, true}, seed);
     meta->zeros.clear();
-    for (const auto& hook : meta->ready_hooks) hook(meta->grad);
+    fire_hooks(*meta);
+    ends.finish();
     return;
   }
-  check(current_run == nullptr, "backward: must not be called from inside a backward rule or hook");
   Run run;
   // Whatever happens, the thread is left without a run, and the nodes and the leaves that had no
   // gradient before without half-made ones.
@@ -318,6 +346,7 @@ void backward(const Tensor& root, const Tensor& grad) {
     run.done.push_back(node);
   }
   run.finished = true;
+  ends.finish();
 }
 
 Tensor grad(const Tensor& leaf) {
@@ -350,6 +379,19 @@ void set_memory_zeros(const Tensor& leaf, const kernels::ZeroPattern& zeros) {
 void keep_grad_zeros(const Tensor& leaf) {
   if (AutogradMeta* meta = autograd_meta(leaf); meta && meta->grad.defined())
     meta->zeros_version = meta->grad.version();
+}
+
+bool has_grad(const Tensor& leaf) {
+  const AutogradMeta* meta = autograd_meta(leaf);
+  return meta != nullptr && meta->has_grad;
+}
+
+void declare_grad(const Tensor& leaf) {
+  AutogradMeta* meta = autograd_meta(leaf);
+  check(meta && !meta->node && meta->grad.defined(),
+        "declare_grad: tensor must be a leaf with memory for its gradient");
+  meta->has_grad = true;
+  meta->zeros.clear();
 }
 
 void zero_grad(const Tensor& leaf) {
@@ -389,6 +431,17 @@ void on_grad_ready(const Tensor& leaf, std::function<void(const Tensor& grad)> h
   AutogradMeta* meta = autograd_meta(leaf);
   check(meta && !meta->node, "on_grad_ready: tensor must be a leaf that requires a gradient");
   meta->ready_hooks.push_back(std::move(hook));
+}
+
+void on_leaf_ready(const Tensor& leaf, std::function<void()> hook) {
+  AutogradMeta* meta = autograd_meta(leaf);
+  check(meta && !meta->node, "on_leaf_ready: tensor must be a leaf that requires a gradient");
+  meta->leaf_hooks.push_back(std::move(hook));
+}
+
+void after_backward(std::function<void(bool finished)> end) {
+  check(current_ends != nullptr, "after_backward: must be called by a hook of a running backward");
+  current_ends->push_back(std::move(end));
 }
 
 Tensor detach(const Tensor& t) { return t.alias(); }

@@ -31,6 +31,10 @@ void keep_grad_zeros(const Tensor& leaf);
 // gradient or not; and says that they are there now, which the capture must have left.
 kernels::ZeroPattern memory_zeros(const Tensor& leaf);
 void set_memory_zeros(const Tensor& leaf, const kernels::ZeroPattern& zeros);
+// Whether the leaf has a gradient, without handing it out.
+bool has_grad(const Tensor& leaf);
+// For one that wrote a gradient into the leaf's gradient memory, which must be there.
+void declare_grad(const Tensor& leaf);
 // Forgets the gradient; its memory is kept and overwritten by the next backward.
 void zero_grad(const Tensor& leaf);
 void zero_grad(std::span<const Tensor> leaves);
@@ -42,6 +46,11 @@ void set_grad(const Tensor& leaf, const Tensor& value);
 
 // Called with the finished gradient once per backward that reaches the leaf.
 void on_grad_ready(const Tensor& leaf, std::function<void(const Tensor& grad)> hook);
+// The same without the gradient: what is known of its zeros stays known.
+void on_leaf_ready(const Tensor& leaf, std::function<void()> hook);
+// For hooks: called once when the running backward of this thread ends. finished: it came to its
+// end, and what `end` throws leaves backward(); else it threw, and `end` must not throw.
+void after_backward(std::function<void(bool finished)> end);
 
 // A tensor on the same memory that takes no part in the graph.
 Tensor detach(const Tensor& t);

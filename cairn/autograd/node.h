@@ -43,6 +43,8 @@ struct AutogradMeta : GradMeta {
   uint64_t zeros_capture = 0;  // number of the capture that looked at them last
   // Leaf only: fires once per backward, after the last contribution.
   std::vector<std::function<void(const Tensor& grad)>> ready_hooks;
+  // The same for those that are not given the gradient, which leave `zeros` alone.
+  std::vector<std::function<void()>> leaf_hooks;
   // Leaf only: contributions still to come in the running backward.
   int pending = 0;
 };

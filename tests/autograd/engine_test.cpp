@@ -92,6 +92,51 @@ TEST_CASE("autograd: ready hooks fire once, after the last contribution") {
   CHECK(seen == std::vector<double>{7, 2});
 }
 
+TEST_CASE("autograd: hooks without the gradient leave its zeros known") {
+  const Tensor x = full({4}, 1);
+  set_requires_grad(x);
+  set_grad_memory(x, zeros({4}), true);
+  std::string calls;
+  on_leaf_ready(x, [&] {
+    CHECK(has_grad(x));
+    CHECK(grad_zeros(x) == kernels::ZeroRanges{{2, 4}});
+    calls += "ready ";
+    after_backward([&](bool finished) { calls += finished ? "end" : "failed"; });
+  });
+  // A rule that writes half of the gradient and knows the rest to be 0.
+  const auto half = [](const Tensor& t) {
+    return record("half", raw::clone(t), {t}, [](Grads& g) {
+      const Dst d = g.dst_with_zeros(0);
+      d.tensor.data<float>()[0] = d.tensor.data<float>()[1] = 1;
+      *d.zeros = {{2, 4}};
+    });
+  };
+  backward(sum(half(x)));
+  CHECK(calls == "ready end");
+  declare_grad(x);
+  CHECK(grad_zeros(x).empty());
+  CHECK_THROWS_WITH(after_backward([](bool) {}),
+                    "after_backward: must be called by a hook of a running backward");
+}
+
+TEST_CASE("autograd: the end of a backward is told once, whatever happens") {
+  const Tensor x = full({1}, 1), y = full({1}, 1);
+  set_requires_grad(x);
+  set_requires_grad(y);
+  std::string calls;
+  on_leaf_ready(x, [&] { after_backward([&](bool ok) { calls += ok ? "end " : "failed "; }); });
+  // The newest op runs first, so x is ready when y's rule throws.
+  const Tensor broken =
+      record("broken", raw::clone(y), {y}, [](Grads&) { fail("broken: on purpose"); });
+  CHECK_THROWS_WITH(backward(add(broken, mul(x, 2))), "broken: on purpose");
+  CHECK(calls == "failed ");
+  backward(x);  // from a leaf
+  CHECK(calls == "failed end ");
+  on_leaf_ready(x, [] { after_backward([](bool ok) { check(!ok, "end: on purpose"); }); });
+  CHECK_THROWS_WITH(backward(mul(x, 2)), "end: on purpose");
+  CHECK(calls == "failed end end ");
+}
+
 TEST_CASE("autograd: a graph is used once") {
   Tensor x = full({2}, 1);
   set_requires_grad(x);

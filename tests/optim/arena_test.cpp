@@ -104,6 +104,29 @@ TEST_CASE("optim: gradients of a packed parameter land in the arena") {
   CHECK_FALSE(grad(w).defined());
 }
 
+TEST_CASE("optim: an arena's gradients move to other memory") {
+  const Tensor a = full({3}, 1), b = full({4, 2}, 2);
+  for (const Tensor& p : {a, b}) set_requires_grad(p);
+  ParameterArena arena(std::vector<Tensor>{a, b});
+  set_grad(b, full({4, 2}, 7));
+  const Tensor memory = zeros({arena.data().numel()});
+  REQUIRE(arena.is_whole());
+  arena.set_grads_memory(memory);
+  CHECK(arena.grads().raw_data() == memory.raw_data());
+  CHECK(memory.data<float>()[arena.offset(1)] == 7);
+  set_grad(a, full({3}, 5));
+  CHECK(memory.data<float>()[0] == 5);
+  // It is still an arena, so that packing again moves nothing.
+  const ParameterArena again(std::vector<Tensor>{a, b});
+  CHECK(again.grads().raw_data() == memory.raw_data());
+  const ParameterArena part(std::vector<Tensor>{b});
+  CHECK(!part.is_whole());
+  CHECK_THROWS_WITH(ParameterArena(std::vector<Tensor>{b}).set_grads_memory(zeros({8})),
+                    "set_grads_memory: arena must be a whole block, got a part of one");
+  CHECK_THROWS_WITH(arena.set_grads_memory(zeros({8})),
+                    Catch::Matchers::StartsWith("set_grads_memory: memory must be contiguous f32"));
+}
+
 TEST_CASE("optim: arena errors") {
   const Tensor w = leaf({3}, 1);
   CHECK(error_of([&] { ParameterArena(std::vector<Tensor>{}); }) ==
