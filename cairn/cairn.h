@@ -85,6 +85,8 @@
 #include "cairn/trainer/callbacks/progress_bar.h"
 #include "cairn/trainer/checkpoint.h"
 #include "cairn/trainer/data_module.h"
+#include "cairn/trainer/ddp_strategy.h"
+#include "cairn/trainer/launch_ranks.h"
 #include "cairn/trainer/interrupt.h"
 #include "cairn/trainer/loggers/csv_logger.h"
 #include "cairn/trainer/loggers/logger.h"

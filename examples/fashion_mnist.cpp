@@ -29,18 +29,18 @@ struct ImageClassifier : trainer::TrainingModule {
   Tensor training_step(const Batch& batch, int64_t) override {
     Tensor loss = cross_entropy(forward(batch.input), batch.target);
     log("loss", loss, {.on_step = true, .prog_bar = true});
-    log("train_loss", loss, {.on_step = false, .on_epoch = true});
+    log("train_loss", loss, {.on_step = false, .on_epoch = true, .sync_dist = true});
     return loss;
   }
 
   void validation_step(const Batch& batch, int64_t) override {
     const Tensor logits = forward(batch.input);
-    log("val_loss", cross_entropy(logits, batch.target));
-    log("val_accuracy", accuracy(logits, batch.target), {.prog_bar = true});
+    log("val_loss", cross_entropy(logits, batch.target), {.sync_dist = true});
+    log("val_accuracy", accuracy(logits, batch.target), {.prog_bar = true, .sync_dist = true});
   }
 
   void test_step(const Batch& batch, int64_t) override {
-    log("test_accuracy", accuracy(forward(batch.input), batch.target));
+    log("test_accuracy", accuracy(forward(batch.input), batch.target), {.sync_dist = true});
   }
 
   OptimizerConfig configure_optimizers() override { return optim::adam(parameters(), {.lr = lr}); }
@@ -90,6 +90,7 @@ struct StepTimer : trainer::Callback {
 };
 
 struct Options {
+  int workers = 1;
   int64_t max_epochs = 10;
   int64_t max_steps = -1;
   int64_t batch_size = 128;
@@ -105,10 +106,13 @@ struct Options {
 };
 
 void add_options(CLI::App& app, Options& o) {
+  app.add_option("--workers", o.workers,
+                 "processes on this host that train together, each with its share of the images")
+      ->capture_default_str();
   app.add_option("--max-epochs", o.max_epochs, "epochs to train")->capture_default_str();
   app.add_option("--max-steps", o.max_steps, "optimizer steps to train at most; -1: no limit")
       ->capture_default_str();
-  app.add_option("--batch-size", o.batch_size, "images per step")->capture_default_str();
+  app.add_option("--batch-size", o.batch_size, "images per step and worker")->capture_default_str();
   app.add_option("--lr", o.lr, "learning rate of Adam")->capture_default_str();
   app.add_option("--precision", o.precision,
                  "32-true, 64-true, bf16-true, 16-true, bf16-mixed or 16-mixed")
@@ -129,6 +133,7 @@ void add_options(CLI::App& app, Options& o) {
 }
 
 void check_options(const Options& o) {
+  check(o.workers >= 1 && o.workers <= 1024, "train: --workers must be 1 to 1024, got ", o.workers);
   check(o.max_epochs >= 0, "train: --max-epochs must be at least 0, got ", o.max_epochs);
   check(o.max_steps >= -1, "train: --max-steps must be at least -1, got ", o.max_steps);
   check(o.batch_size >= 1 && o.batch_size <= 60000,
@@ -136,7 +141,6 @@ void check_options(const Options& o) {
   check(std::isfinite(o.lr) && o.lr >= 0, "train: --lr must be finite and not negative, got ",
         o.lr);
   check(o.threads >= 0 && o.threads <= 1024, "train: --threads must be 0 to 1024, got ", o.threads);
-  trainer::choose_strategy({.accelerator = o.accelerator});  // fails where there is none
 }
 
 // Makes the folder and shows that a file can be written there.
@@ -166,11 +170,13 @@ void write_result(const Options& o, const trainer::Trainer& trainer, const StepT
       {"epochs", trainer.current_epoch()},
       {"steps", trainer.global_step()},
       {"seconds", seconds},
-      {"images_per_second", timer.images_per_second()},
+      {"world_size", trainer.world_size()},
+      {"images_per_second", timer.images_per_second() * trainer.world_size()},
       {"step_ms_median", timer.median_ms()},
       {"peak_memory_bytes", peak_memory_bytes()},
       {"options",
-       {{"max_epochs", o.max_epochs},
+       {{"workers", o.workers},
+        {"max_epochs", o.max_epochs},
         {"max_steps", o.max_steps},
         {"batch_size", o.batch_size},
         {"lr", o.lr},
@@ -189,7 +195,6 @@ void write_result(const Options& o, const trainer::Trainer& trainer, const StepT
 }
 
 void train(const Options& o) {
-  check_options(o);
   prepare_output(o.output);
   if (!o.profile.empty()) AtomicFile(o.profile, "train");  // fails where no file can be made
   if (o.threads > 0) set_num_threads(o.threads);
@@ -222,22 +227,32 @@ void train(const Options& o) {
                                           trainer::ProgressBar()},
                             .logger = trainer::CSVLogger({.dir = o.output}),
                             .profiler = o.profile.empty() ? "" : "simple"});
+  const bool first = trainer.is_global_zero();
   // An earlier run's result goes only now that everything is known to be good; a resumed run's
   // stays until its successor replaces it, as the checkpoint may still prove unusable.
-  if (!o.resume) std::filesystem::remove(o.output + "/result.json");
+  if (!o.resume && first) std::filesystem::remove(o.output + "/result.json");
   const auto start = std::chrono::steady_clock::now();
   trainer.fit(model, train_loader, test_loader, {.ckpt_path = o.resume ? "last" : ""});
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::optional<double> train_loss = trainer.callback_metric("train_loss");
-  if (trainer.profile() != nullptr) {
+  if (trainer.profile() != nullptr && first) {
     trainer.profile()->write_chrome_trace(o.profile);
     std::printf("%s", trainer.profile()->table().c_str());
   }
 
   const double accuracy = trainer.test(model, test_loader).at("test_accuracy");
+  if (!first) return;
   write_result(o, trainer, *timer, accuracy, train_loss, seconds);
   std::printf("test accuracy: %.4f\n", accuracy);
+}
+
+// What the workers write.
+void show(const dist::OutputLine& line) {
+  std::FILE* stream = line.error ? stderr : stdout;
+  if (line.rank != 0) std::fprintf(stream, "[%d] ", line.rank);
+  std::fprintf(stream, "%.*s\n", static_cast<int>(line.text.size()), line.text.data());
+  std::fflush(stream);
 }
 
 int main(int argc, char** argv) {
@@ -253,6 +268,12 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
+    check_options(options);
+    if (const auto ended = trainer::launch_ranks(options.workers, argc, argv, show)) {
+      std::fputs(ended->text().c_str(), stderr);
+      return ended->exit_status;
+    }
+    trainer::choose_strategy({.accelerator = options.accelerator});  // fails where there is none
     train(options);
   } catch (const trainer::Interrupted& error) {
     std::fprintf(stderr, "%s; --resume goes on from the last epoch\n", error.what());

@@ -95,6 +95,7 @@ void Trainer::run_evaluation(const RunOptions& options) {
              : stage_ == Stage::predict ? m->predict_dataloader()
                                         : m->val_dataloader();
   check(loader != nullptr, stage_, ": the DataModule must give a loader for this stage, got none");
+  loader = share(loader, false);
   evaluate_stage(*loader, limit_batches(limit, loader->size()));
 }
 
@@ -141,7 +142,8 @@ void Trainer::evaluate(const Evaluation& kind, data::DataLoader& loader, int64_t
   result_ = metrics_.epoch_metrics(true);
   if (!sanity_checking()) {
     emit(result_);
-    for (const auto& logger : loggers_) logger->save();
+    save_loggers();
+    warn_of_local_metrics();
   }
   if (stage_ == Stage::fit) progress_.validated_at = progress_.total_batches;
   call(kind.names.end, kind.end.callback, kind.end.module);

@@ -18,10 +18,12 @@ void Trainer::run_fit(const RunOptions& options) {
   optimizer_ = model_->configure_optimizers();
   check(optimizer_.optimizer != nullptr, "configure_optimizers: optimizer must be given, got none");
   precision_.connect(*optimizer_.optimizer, strategy_->root_device());
+  strategy_->connect(*model_, *optimizer_.optimizer);
   const bool resumed = resume_.has_value();
   restore_training();
   prepare_captures();
-  for (const auto& logger : loggers_) logger->log_hyperparams(model_->hyper_parameters());
+  if (is_global_zero())
+    for (const auto& logger : loggers_) logger->log_hyperparams(model_->hyper_parameters());
   call(hooks::kFitStart, &Callback::on_fit_start, &TrainingModule::on_fit_start);
   model_->zero_grad();
   const auto modules = model_->named_modules();
@@ -39,7 +41,10 @@ void Trainer::run_fit(const RunOptions& options) {
       resume_.reset();
     }
     clock_ = std::chrono::steady_clock::now();
-    while (!done()) run_epoch();
+    while (!done()) {
+      run_epoch();
+      agree();
+    }
     call(hooks::kTrainEnd, &Callback::on_train_end, &TrainingModule::on_train_end);
   }
   call(hooks::kFitEnd, &Callback::on_fit_end, &TrainingModule::on_fit_end);
@@ -49,7 +54,9 @@ void Trainer::ask_train_loader() {
   if (options_.limit_train_batches.is_zero()) return;
   if (loaders_.module != nullptr) loaders_.train = loaders_.module->train_dataloader();
   check(loaders_.train != nullptr, "fit: the DataModule must give a training loader, got none");
+  loaders_.train = share(loaders_.train, true);
   train_batches_ = limit_batches(options_.limit_train_batches, loaders_.train->size());
+  check_equal_batches();
   keep_data_on_device();
   const Limit& interval = options_.val_check_interval;
   if (!interval.is_count()) {
@@ -66,6 +73,7 @@ void Trainer::ask_train_loader() {
 void Trainer::ask_val_loader() {
   if (std::exchange(val_asked_, true) || options_.limit_val_batches.is_zero()) return;
   if (loaders_.module != nullptr) loaders_.evaluation = loaders_.module->val_dataloader();
+  loaders_.evaluation = share(loaders_.evaluation, false);
   if (loaders_.evaluation != nullptr)
     val_batches_ = limit_batches(options_.limit_val_batches, loaders_.evaluation->size());
 }
@@ -96,9 +104,8 @@ bool Trainer::fits_nothing() const { return options_.limit_train_batches.is_zero
 bool Trainer::done() const {
   if (options_.max_steps >= 0 && progress_.global_step >= options_.max_steps) return true;
   if (max_epochs_ && progress_.epoch >= *max_epochs_) return true;
-  const bool early =
-      stop_requested_ || (options_.max_time && progress_.seconds >= options_.max_time->seconds());
-  return early && progress_.epoch >= options_.min_epochs.value_or(0) &&
+  return (stop_requested() || out_of_time()) &&
+         progress_.epoch >= options_.min_epochs.value_or(0) &&
          progress_.global_step >= options_.min_steps.value_or(0);
 }
 
@@ -118,8 +125,12 @@ bool Trainer::run_batches() {
   if (resident_) resident_->begin_epoch();
   model_looked_at_ = false;
   for (;;) {
+    agree();
     check_interrupt();
-    if (validation_due()) validate_in_fit();
+    if (validation_due()) {
+      validate_in_fit();
+      agree();
+    }
     if (progress_.batch >= train_batches_) return true;
     if (done()) return false;
     if (!resident_) {
@@ -221,6 +232,8 @@ Tensor Trainer::forward_backward(const Batch& batch, int64_t batch_idx, bool clo
   }
   if (!loss.defined()) {
     check(!metrics_.recording(), "training_step: a captured step must give a loss");
+    check(world_size() == 1,
+          "training_step: a loss must be given by every process where several train together");
     warn("fit: training_step gave no loss, so its batch was skipped");
     return loss;
   }
@@ -327,7 +340,7 @@ void Trainer::end_epoch(bool complete) {
   call_callbacks(true);
   // An epoch that max_steps cut short may be resumed: its row is no part of the checkpoint's log.
   if (!complete) emit(metrics_.epoch_metrics(false));
-  for (const auto& logger : loggers_) logger->save();
+  save_loggers();
   count_time();
   if (!complete) return;
   ++progress_.epoch;

@@ -8,6 +8,7 @@
 
 #include "cairn/kernels/feed.h"
 #include "cairn/tensor/raw.h"
+#include "cairn/trainer/strategy.h"
 
 namespace cairn::trainer {
 namespace {
@@ -63,10 +64,12 @@ struct MetricStore::Entry {
   bool prog_bar = false;
   bool logger = true;
   Reduce reduce = Reduce::mean;
+  bool sync_dist = false;
   bool restored = false;  // from a checkpoint: its first call may change the options
   // epoch accumulation
   double total = 0;
   double weight = 0;
+  std::optional<double> joined;  // the value of all processes, since publish_epoch
   Tensor on_device;    // f64 0-d; where it is defined, `total` follows it when somebody asks
   bool ahead = false;  // it has what `total` has not
   // the batch's value
@@ -114,6 +117,12 @@ void MetricStore::log_value(std::string_view name, const T& value, const LogOpti
         "' must be positive, got ", options.batch_size.value_or(1));
 
   Entry& entry = entry_of(name, on_step, on_epoch, options);
+  entry.joined.reset();
+  if (entry.sync_dist && on_step && strategy != nullptr) {
+    check(recording_ == nullptr, "log: '", name,
+          "' must be without sync_dist or on_epoch alone in a captured step");
+    return log_joined(entry, value, on_epoch, options);
+  }
   const auto weight =
       static_cast<double>(options.batch_size.value_or(std::max<int64_t>(context.batch_size, 1)));
   if constexpr (std::is_same_v<T, Tensor>) {
@@ -132,6 +141,22 @@ void MetricStore::log_value(std::string_view name, const T& value, const LogOpti
     add(entry, value, weight);
   else
     add(entry, value.template item<double>(), weight);
+}
+
+// A step's value is joined at once, while all processes are at the same place; an epoch's later.
+template <class T>
+void MetricStore::log_joined(Entry& entry, const T& value, bool on_epoch,
+                             const LogOptions& options) {
+  double number;
+  if constexpr (std::is_same_v<T, Tensor>)
+    number = value.template item<double>();
+  else
+    number = value;
+  if (on_epoch)
+    add(entry, number,
+        static_cast<double>(options.batch_size.value_or(std::max<int64_t>(context.batch_size, 1))));
+  entry.fresh = true;
+  set_last(entry, LazyScalar(strategy->reduce(number, entry.reduce)));
 }
 
 void MetricStore::set_last(Entry& entry, const LazyScalar& value) {
@@ -159,10 +184,11 @@ MetricStore::Entry& MetricStore::entry_of(std::string_view name, bool on_step, b
       continue;
     const bool same = e->on_step == on_step && e->on_epoch == on_epoch &&
                       e->reduce == options.reduce_fx && e->prog_bar == options.prog_bar &&
-                      e->logger == options.logger;
+                      e->logger == options.logger && e->sync_dist == options.sync_dist;
     if (same) return *e;
     check(e->restored && on_epoch && e->reduce == options.reduce_fx, "log: options of '", name,
           "' must stay the same in ", context.hook.name);
+    e->sync_dist = options.sync_dist;
     e->restored = false;  // the program that resumes may log it otherwise
     set_levels(*e, on_step, on_epoch, options.prog_bar, options.logger);
     return *e;
@@ -172,6 +198,7 @@ MetricStore::Entry& MetricStore::entry_of(std::string_view name, bool on_step, b
   entry->hook = context.hook.name;
   entry->evaluating = context.evaluating;
   entry->reduce = options.reduce_fx;
+  entry->sync_dist = options.sync_dist;
   set_levels(*entry, on_step, on_epoch, options.prog_bar, options.logger);
   entries_.push_back(std::move(entry));
   return *entries_.back();
@@ -224,6 +251,7 @@ void MetricStore::add_on_device(Entry& e, const Tensor& value, double weight) {
 // An empty accumulation.
 void MetricStore::reset(Entry& e) {
   e.total = e.weight = 0;
+  e.joined.reset();
   e.ahead = false;
   if (e.on_device.defined()) raw::fill_(e.on_device, start_of(e.reduce));
 }
@@ -234,6 +262,7 @@ void MetricStore::fold(Entry& e) {
 }
 
 double MetricStore::epoch_value(Entry& e) {
+  if (e.joined) return *e.joined;
   fold(e);
   return e.reduce == Reduce::mean ? e.total / e.weight : e.total;
 }
@@ -261,11 +290,49 @@ Metrics MetricStore::step_metrics(bool evaluating) {
   return out;
 }
 
+// One collective for each kind of reduction, over all entries that want it. They are the same on
+// all processes and so is their order.
+void MetricStore::join_ranks(bool evaluating) {
+  if (strategy == nullptr) return;
+  std::vector<Entry*> synced;
+  for (const auto& e : entries_)
+    if (e->evaluating == evaluating && e->on_epoch && e->sync_dist) synced.push_back(e.get());
+  std::vector<double> sums, least, most;
+  for (Entry* e : synced) {
+    fold(*e);
+    const bool adds = e->reduce == Reduce::mean || e->reduce == Reduce::sum;
+    sums.push_back(e->weight);
+    sums.push_back(adds ? e->total : 0);
+    least.push_back(e->reduce == Reduce::min && e->weight > 0 ? e->total : start_of(Reduce::min));
+    most.push_back(e->reduce == Reduce::max && e->weight > 0 ? e->total : start_of(Reduce::max));
+  }
+  strategy->reduce(std::span(sums), Reduce::sum);
+  strategy->reduce(std::span(least), Reduce::min);
+  strategy->reduce(std::span(most), Reduce::max);
+  for (size_t i = 0; i < synced.size(); ++i) {
+    Entry& e = *synced[i];
+    if (sums[2 * i] == 0) continue;
+    e.joined = e.reduce == Reduce::mean  ? sums[2 * i + 1] / sums[2 * i]
+               : e.reduce == Reduce::sum ? sums[2 * i + 1]
+               : e.reduce == Reduce::min ? least[i]
+                                         : most[i];
+  }
+}
+
+std::vector<std::string> MetricStore::local_names(bool evaluating) const {
+  std::vector<std::string> names;
+  for (const auto& e : entries_)
+    if (e->evaluating == evaluating && e->on_epoch && !e->sync_dist && e->weight > 0)
+      names.push_back(e->name);
+  return names;
+}
+
 void MetricStore::publish_epoch(bool evaluating) {
+  join_ranks(evaluating);
   for (const auto& e : entries_) {
     if (e->evaluating != evaluating || !e->on_epoch) continue;
     fold(*e);
-    if (e->weight == 0) continue;
+    if (e->weight == 0 && !e->joined) continue;
     const LazyScalar value(epoch_value(*e));
     published_[epoch_name(*e)] = value;
     if (e->on_step) published_[e->name] = value;
@@ -278,7 +345,7 @@ Metrics MetricStore::epoch_metrics(bool evaluating) const {
   for (const auto& e : entries_) {
     if (e->evaluating != evaluating || !e->on_epoch || !e->logger) continue;
     fold(*e);
-    if (e->weight > 0) out[epoch_name(*e)] = epoch_value(*e);
+    if (e->weight > 0 || e->joined) out[epoch_name(*e)] = epoch_value(*e);
   }
   return out;
 }

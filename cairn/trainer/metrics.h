@@ -27,10 +27,16 @@ struct LogOptions {
   bool prog_bar = false;              // shown by the progress bar
   bool logger = true;                 // given to the loggers
   Reduce reduce_fx = Reduce::mean;
+  // With several processes: the value becomes that of all. Every process logs the same names then.
+  // An epoch's mean weighs all their batches; a step's weighs the processes alike and waits for
+  // them.
+  bool sync_dist = false;
   std::optional<int64_t> batch_size = {};  // weight in the mean; absent: the batch's own
 };
 
 using Metrics = std::map<std::string, double>;
+
+class Strategy;
 
 // A number, or a tensor with one element that is read when asked.
 class LazyScalar {
@@ -63,6 +69,8 @@ class MetricStore {
     int64_t batch_size = 0;
   };
   Context context;
+  // Joins what several processes logged with sync_dist; null: one process.
+  Strategy* strategy = nullptr;
 
   // Tensors must have one element. Throws Error for a name that is empty, a hook that may not log,
   // a level the hook does not have, and options that differ from an earlier call of the same name.
@@ -93,6 +101,8 @@ class MetricStore {
   // Puts the epoch's values so far into the dictionaries. Called before the epoch-end hooks, which
   // read them, and again after, since they may have logged.
   void publish_epoch(bool evaluating);
+  // Names of the epoch's values that are this process's alone.
+  std::vector<std::string> local_names(bool evaluating) const;
   // The epoch's values that go to the loggers.
   Metrics epoch_metrics(bool evaluating) const;
 
@@ -114,6 +124,8 @@ class MetricStore {
  private:
   template <class T>
   void log_value(std::string_view name, const T& value, const LogOptions& options);
+  template <class T>
+  void log_joined(Entry& entry, const T& value, bool on_epoch, const LogOptions& options);
   Entry& entry_of(std::string_view name, bool on_step, bool on_epoch, const LogOptions& options);
   void set_levels(Entry& entry, bool on_step, bool on_epoch, bool prog_bar, bool logger);
   static void set_last(Entry& entry, const LazyScalar& value);
@@ -122,6 +134,7 @@ class MetricStore {
   static void reset(Entry& entry);
   static void fold(Entry& entry);
   static double epoch_value(Entry& entry);
+  void join_ranks(bool evaluating);
   static std::string step_name(const Entry& e);
   static std::string epoch_name(const Entry& e);
 

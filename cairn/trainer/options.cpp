@@ -5,7 +5,9 @@
 #include <cctype>
 #include <cmath>
 
+#include "cairn/dist/environment.h"
 #include "cairn/tensor/cuda.h"
+#include "cairn/trainer/ddp_strategy.h"
 #include "cairn/trainer/precision.h"
 
 namespace cairn::trainer {
@@ -29,7 +31,8 @@ std::string lower(std::string text) {
   return text;
 }
 
-Device choose_device(const TrainerOptions& o) {
+// `local_rank`: the number of the GPU.
+Device choose_device(const TrainerOptions& o, int local_rank) {
   const std::string accelerator = lower(o.accelerator);
   const bool gpu = accelerator == "gpu" || accelerator == "cuda";
   check(gpu || accelerator == "auto" || accelerator == "cpu",
@@ -37,7 +40,42 @@ Device choose_device(const TrainerOptions& o) {
   const int there = cuda::device_count();
   check(!gpu || there > 0, "Trainer: accelerator must be auto or cpu without a usable GPU, got ",
         o.accelerator, "; ", cuda::unavailable());
-  return accelerator == "cpu" || there == 0 ? kCPU : Device(DeviceType::cuda, 0);
+  if (accelerator == "cpu" || there == 0) return kCPU;
+  check(local_rank < there, "Trainer: devices must be at most the ", there,
+        " GPUs of this host, got a process with local rank ", local_rank);
+  return Device(DeviceType::cuda, local_rank);
+}
+
+// Processes on this host; absent: "auto".
+std::optional<int> devices_of(const TrainerOptions& o) {
+  const std::string devices = lower(o.devices.text());
+  if (devices == "auto") return {};
+  const bool number = !devices.empty() && devices.size() < 7 &&
+                      devices.find_first_not_of("0123456789") == std::string::npos;
+  check(number && std::stoi(devices) >= 1, "Trainer: devices must be auto or at least 1, got ",
+        o.devices.text());
+  return std::stoi(devices);
+}
+
+void check_single_device(const TrainerOptions& o) {
+  const int devices = devices_of(o).value_or(1);
+  check(devices == 1, "Trainer: devices must be 1 with strategy single_device, got ", devices,
+        "; one process trains on one device");
+  check(o.num_nodes.value_or(1) == 1,
+        "Trainer: num_nodes must be 1 with strategy single_device, got ", *o.num_nodes);
+}
+
+// Where this process stands among those of the run.
+dist::ClusterEnvironment checked_environment(const TrainerOptions& o) {
+  dist::ClusterEnvironment environment = dist::detect_environment();
+  const int devices = devices_of(o).value_or(environment.local_world_size);
+  const int nodes = o.num_nodes.value_or(environment.num_nodes);
+  check(environment.name != "single" || (devices == 1 && nodes == 1),
+        "Trainer: devices and num_nodes must be 1 in a process that no launcher started, got ",
+        devices, " and ", nodes, "; start the program by `cairn launch --workers ", devices,
+        "`, or let it call launch_ranks first");
+  dist::check_layout(environment, devices, nodes);
+  return environment;
 }
 
 }  // namespace
@@ -82,6 +120,8 @@ void check_options(const TrainerOptions& o) {
   if (o.min_epochs) check_count("min_epochs", *o.min_epochs, 0);
   check_count("max_steps", o.max_steps, -1);
   if (o.min_steps) check_count("min_steps", *o.min_steps, 0);
+  if (o.num_nodes)
+    check(*o.num_nodes >= 1, "Trainer: num_nodes must be at least 1, got ", *o.num_nodes);
   if (o.max_time)
     check(o.max_time->seconds() > 0, "Trainer: max_time must be positive, got ",
           o.max_time->seconds(), " s");
@@ -124,22 +164,37 @@ void check_options(const TrainerOptions& o) {
 }
 
 Held<Strategy> choose_strategy(const TrainerOptions& o) {
-  const Device device = choose_device(o);
-  const std::string devices = lower(o.devices.text());
-  if (devices != "auto") {
-    const bool number = !devices.empty() && devices.size() < 7 &&
-                        devices.find_first_not_of("0123456789") == std::string::npos;
-    check(number && std::stoi(devices) >= 1, "Trainer: devices must be auto or at least 1, got ",
-          o.devices.text());
-    check(std::stoi(devices) == 1, "Trainer: devices must be 1 with strategy single_device, got ",
-          o.devices.text(), "; one process trains on one device");
-  }
-
-  if (o.strategy.strategy()) return o.strategy.strategy();
+  Held<Strategy> strategy = o.strategy.strategy();
   const std::string name = lower(o.strategy.name());
-  check(name == "auto" || name == "single_device",
-        "Trainer: strategy must be auto or single_device, got ", o.strategy.name());
-  return SingleDeviceStrategy(device);
+  DDPStrategyOptions ddp;
+  ddp.find_unused_parameters = name == "ddp_find_unused_parameters_true";
+  const bool wants_ddp =
+      name == "ddp" || ddp.find_unused_parameters || name == "ddp_find_unused_parameters_false";
+  check(strategy || wants_ddp || name == "auto" || name == "single_device",
+        "Trainer: strategy must be auto, single_device, ddp, ddp_find_unused_parameters_true or "
+        "ddp_find_unused_parameters_false, got ",
+        o.strategy.name());
+  auto* given = dynamic_cast<DDPStrategy*>(strategy.get());
+  if (name == "single_device" || (strategy && given == nullptr)) {
+    check_single_device(o);
+    return strategy ? strategy : SingleDeviceStrategy(choose_device(o, 0));
+  }
+  if (given != nullptr && given->options().group != nullptr) {
+    const int devices = devices_of(o).value_or(given->world_size());
+    check(devices == given->world_size(), "Trainer: devices must be the ", given->world_size(),
+          " ranks of the strategy's group, got ", devices);
+    given->place(choose_device(o, 0), {});
+    return strategy;
+  }
+  dist::ClusterEnvironment environment = checked_environment(o);
+  if (name == "auto" && environment.world_size == 1)
+    return SingleDeviceStrategy(choose_device(o, 0));
+  if (given == nullptr) {
+    strategy = DDPStrategy(std::move(ddp));
+    given = static_cast<DDPStrategy*>(strategy.get());
+  }
+  given->place(choose_device(o, environment.local_rank), std::move(environment));
+  return strategy;
 }
 
 }  // namespace cairn::trainer

@@ -41,7 +41,7 @@ class Limit {
 };
 void append_text(std::string& out, const Limit& limit);
 
-// "auto", a count, or a count as text.
+// "auto" (as many as whoever started this process says, else 1), a count, or a count as text.
 class Devices {
  public:
   Devices(const char* text) : text_(text) {}
@@ -109,9 +109,18 @@ struct TrainerOptions {
   // Looked at after every batch; time of earlier fits of a resumed run counts.
   std::optional<TimeLimit> max_time = {};
 
-  Devices devices = "auto";          // "auto", 1
-  std::string accelerator = "auto";  // "auto" (the GPU where there is one), "cpu", "gpu" ("cuda")
-  StrategyChoice strategy = "auto";  // "auto", "single_device", a Strategy
+  // Processes on this host, each with one device, and hosts. They must be what this process's
+  // launcher started (`cairn launch`, torchrun, srun, mpirun; see dist/environment.h): the trainer
+  // starts none, since the running program cannot be copied; see launch_ranks().
+  Devices devices = "auto";
+  std::optional<int> num_nodes = {};  // absent: as the launcher says
+  std::string accelerator = "auto";   // "auto" (the GPU where there is one), "cpu", "gpu" ("cuda")
+  // "auto" ("ddp" for several processes, else "single_device"), "ddp",
+  // "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", or a Strategy.
+  StrategyChoice strategy = "auto";
+  // With several processes, loaders without a sampler of their own give each process its share: a
+  // DistributedSampler, shuffled where the loader was. batch_size is that of one process.
+  bool use_distributed_sampler = true;
   // "32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"; see precision.h.
   std::string precision = "32-true";
 

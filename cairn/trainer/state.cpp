@@ -54,10 +54,13 @@ Checkpoint Trainer::make_checkpoint(bool weights_only) {
     c.rng = {{"seed", generator.seed()}, {"offset", generator.offset()}};
     if (loaders_.train != nullptr) {
       const data::DataLoaderState at = loaders_.train->state();
-      c.loader = {{"epoch", at.epoch}, {"batches_done", at.batches_done}, {"seed", at.seed}};
+      c.loader = {{"epoch", at.epoch},
+                  {"batches_done", at.batches_done},
+                  {"seed", at.seed},
+                  {"world_size", static_cast<int64_t>(world_size())}};
     }
     if (loaders_.module != nullptr) c.datamodule = loaders_.module->state_dict();
-    for (size_t i = 0; i < loggers_.size(); ++i) {
+    for (size_t i = 0; is_global_zero() && i < loggers_.size(); ++i) {
       loggers_[i]->save();
       add_prefix(c.loggers, cat(i), loggers_[i]->state_dict());
     }
@@ -89,7 +92,7 @@ std::string Trainer::resolve_checkpoint(const std::string& ckpt_path) {
 
 void Trainer::load_to_resume(const std::string& ckpt_path) {
   if (ckpt_path.empty()) return;
-  resume_path_ = resolve_checkpoint(ckpt_path);
+  resume_path_ = strategy_->broadcast(resolve_checkpoint(ckpt_path));
   if (resume_path_.empty()) {
     warn("fit: there is no last.ckpt, so the run starts afresh");
     return;
@@ -130,9 +133,21 @@ void Trainer::restore_training() {
   check(!max_epochs_ || progress_.epoch <= *max_epochs_, "fit: max_epochs must be at least the ",
         progress_.epoch, " epochs of '", resume_path_, "', got ", max_epochs_.value_or(0));
   metrics_.load_state(c.metrics);
-  for (size_t i = 0; i < loggers_.size(); ++i)
+  for (size_t i = 0; is_global_zero() && i < loggers_.size(); ++i)
     if (const State state = take_prefix(c.loggers, cat(i)); !state.empty())
       loggers_[i]->resume(state);
+}
+
+// Whether the loader goes on where the checkpoint's was. With another number of processes an epoch
+// falls into other batches, so that only whole epochs can be continued.
+bool Trainer::takes_up_loader(const Checkpoint& c) const {
+  const auto at = c.loader.find("world_size");
+  const int64_t ranks = at == c.loader.end() ? 1 : at->second.as_int();
+  if (ranks == world_size()) return true;
+  check(progress_.batch == 0, "fit: '", resume_path_, "' was made inside an epoch by ", ranks,
+        " processes and must be resumed by as many, got ", world_size(),
+        "; checkpoints of an epoch's end can be resumed by any number");
+  return false;
 }
 
 void Trainer::restore_random_state() {
@@ -140,7 +155,7 @@ void Trainer::restore_random_state() {
   const auto word = [](const State& state, const char* key) {
     return static_cast<uint64_t>(require(state, key, "checkpoint").as_int());
   };
-  if (!c.loader.empty())
+  if (!c.loader.empty() && takes_up_loader(c))
     loaders_.train->load_state(
         {.epoch = require(c.loader, "epoch", "checkpoint").as_int(),
          .batches_done = require(c.loader, "batches_done", "checkpoint").as_int(),

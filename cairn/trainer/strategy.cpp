@@ -11,8 +11,6 @@ void SingleDeviceStrategy::backward(const Tensor& loss, bool) { cairn::backward(
 
 void SingleDeviceStrategy::optimizer_step(optim::Optimizer& optimizer) { optimizer.step(); }
 
-double SingleDeviceStrategy::reduce(double value, Reduce) { return value; }
-
 void SingleDeviceStrategy::save_checkpoint(const std::string& path, const Checkpoint& checkpoint) {
   trainer::save_checkpoint(path, checkpoint);
 }

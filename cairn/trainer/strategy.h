@@ -2,6 +2,8 @@
 // Invariant: a strategy has no loop, and it hooks parameters instead of wrapping the module.
 #pragma once
 
+#include <functional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -18,19 +20,44 @@ class Strategy {
   virtual ~Strategy() = default;
 
   virtual std::string_view name() const = 0;
+  // At the start of a run: meets the other processes, unless that was done before.
+  virtual void start() {}
+  // Which process of how many this is; known after start(). local_rank: among those of this host.
+  virtual int rank() const { return 0; }
+  virtual int local_rank() const { return 0; }
+  virtual int world_size() const { return 1; }
+  bool is_global_zero() const { return rank() == 0; }
   // Where this process's share of the model lives.
   virtual Device root_device() const = 0;
   // Before configure_optimizers: moves the model's tensors to the device.
   virtual void setup(nn::Module& model) = 0;
+  // After configure_optimizers, in a fit only.
+  virtual void connect(nn::Module&, optim::Optimizer&) {}
   // `sync`: the accumulation window closes, so gradients must be complete afterwards.
   virtual void backward(const Tensor& loss, bool sync) = 0;
   virtual void optimizer_step(optim::Optimizer& optimizer) = 0;
-  // One number from that of every process.
-  virtual double reduce(double value, Reduce how) = 0;
+
+  // Collective: every process calls these in the same order.
+  // Each number becomes one from those of every process; mean weighs all alike.
+  virtual void reduce(std::span<double> /*values*/, Reduce /*how*/) {}
+  double reduce(double value, Reduce how) {
+    reduce(std::span(&value, 1), how);
+    return value;
+  }
+  bool any(bool value) { return reduce(value ? 1 : 0, Reduce::max) != 0; }
+  // Rank 0's text.
+  virtual std::string broadcast(std::string text) { return text; }
+  virtual void barrier() {}
+  // Rank 0 does it while the others wait; where it throws, all throw.
+  virtual void on_rank_zero(const std::function<void()>& action) { action(); }
+  // Rank 0 writes.
   virtual void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) = 0;
   virtual Checkpoint load_checkpoint(const std::string& path) = 0;
   // Whether backward and optimizer_step may be captured and launched again (see capture.h).
   virtual bool captures() const { return false; }
+  // The run failed: from here on nothing may wait for other processes.
+  virtual void on_exception(const std::exception&) {}
+  // The run is over, well or not.
   virtual void teardown() = 0;
 };
 
@@ -44,7 +71,6 @@ class SingleDeviceStrategy : public Strategy {
   void setup(nn::Module& model) override;
   void backward(const Tensor& loss, bool sync) override;
   void optimizer_step(optim::Optimizer& optimizer) override;
-  double reduce(double value, Reduce how) override;
   void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) override;
   Checkpoint load_checkpoint(const std::string& path) override;
   bool captures() const override { return device_.type == DeviceType::cuda; }

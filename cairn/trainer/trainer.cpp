@@ -8,6 +8,7 @@
 #include <typeinfo>
 #include <utility>
 
+#include "cairn/dist/failure_report.h"
 #include "cairn/trainer/callbacks/model_checkpoint.h"
 #include "cairn/trainer/callbacks/progress_bar.h"
 #include "cairn/trainer/loggers/csv_logger.h"
@@ -111,6 +112,12 @@ void Trainer::run(Stage stage, TrainingModule& model, const Loaders& loaders,
   } catch (const Interrupted& error) {
     handle_exception(error, "interrupted");
     throw;
+  } catch (const CommError& error) {
+    // Ctrl-C reaches all processes; one that was waiting for another hears of it in this way.
+    const bool interrupted = InterruptScope::requested();
+    handle_exception(error, interrupted ? "interrupted" : "failed");
+    if (interrupted) throw Interrupted(cat(stage, ": interrupted"));
+    throw;
   } catch (const std::exception& error) {
     handle_exception(error, "failed");
     throw;
@@ -128,6 +135,8 @@ void Trainer::begin(Stage stage, TrainingModule& model, const Loaders& loaders) 
   model_ = &model;
   loaders_ = loaders;
   metrics_.clear();
+  metrics_.strategy = nullptr;
+  agreed_ = {};
   result_.clear();
   predictions_.clear();
   warnings_.clear();
@@ -144,6 +153,7 @@ void Trainer::begin(Stage stage, TrainingModule& model, const Loaders& loaders) 
 }
 
 void Trainer::run_stage(const RunOptions& options) {
+  start_ranks();
   arrange_callbacks();
   set_up();
   if (stage_ == Stage::fit)
@@ -159,6 +169,7 @@ void Trainer::arrange_callbacks() {
   std::vector<Held<Callback>> own = model_->configure_callbacks();
   callbacks_.clear();
   for (const auto& c : given_callbacks_) {
+    if (!is_global_zero() && is_progress_bar(c)) continue;
     const auto same_class = [&](const Held<Callback>& other) {
       if (!other) return false;
       const Callback& a = *c;
@@ -183,8 +194,7 @@ void Trainer::arrange_callbacks() {
 }
 
 void Trainer::set_up() {
-  if (loaders_.module != nullptr) loaders_.module->prepare_data();
-  model_->prepare_data();
+  prepare_data();
   if (loaders_.module != nullptr) loaders_.module->setup(stage_);
   call(hooks::kSetup, &Callback::setup, &TrainingModule::setup, stage_);
   model_->configure_model();
@@ -204,6 +214,8 @@ void Trainer::handle_exception(const std::exception& error, std::string_view sta
       warn(cat("while ending the run: ", second.what()));
     }
   };
+  dist::report_failure(error);
+  strategy_->on_exception(error);
   enter(hooks::kException);
   for (const auto& c : callbacks_) attempt([&] { c->on_exception(*this, *model_, error); });
   if (loaders_.module != nullptr) attempt([&] { loaders_.module->on_exception(error); });
@@ -218,16 +230,22 @@ void Trainer::clean_up(std::string_view status) {
   model_->metrics_ = nullptr;
   resume_.reset();
   loaders_ = {};
+  shares_.clear();
+  const bool was_fit = stage_ == Stage::fit;
   stage_ = Stage::none;
   strategy_->teardown();
+  if (was_fit && status == "success") note_stragglers();
   steps_.reset();
   resident_.reset();
   written_.clear();
-  for (const auto& logger : loggers_) logger->finalize(status);
+  if (is_global_zero())
+    for (const auto& logger : loggers_) logger->finalize(status);
 }
 
 void Trainer::check_interrupt() const {
-  if (InterruptScope::requested())
+  // With several processes, all end after the same batch; see agree().
+  const bool together = world_size() > 1 && stage_ == Stage::fit && !metrics_.context.evaluating;
+  if (together ? agreed_.interrupted : InterruptScope::requested())
     throw Interrupted(cat(stage_, ": interrupted after step ", progress_.global_step));
 }
 
@@ -245,7 +263,13 @@ void Trainer::emit(Metrics metrics) {
 void Trainer::log_metrics(Metrics metrics, int64_t step) {
   metrics["epoch"] = static_cast<double>(progress_.epoch);
   metrics_.note_logged(metrics);
+  if (!is_global_zero()) return;
   for (const auto& logger : loggers_) logger->log_metrics(metrics, step);
+}
+
+void Trainer::save_loggers() const {
+  if (!is_global_zero()) return;
+  for (const auto& logger : loggers_) logger->save();
 }
 
 optim::Optimizer& Trainer::optimizer() const {
@@ -265,6 +289,7 @@ ModelCheckpoint* Trainer::checkpoint_callback() const {
 }
 
 std::string Trainer::log_dir() const {
+  if (!log_dir_.empty()) return log_dir_;
   for (const auto& logger : loggers_)
     if (std::string dir = logger->log_dir(); !dir.empty()) return dir;
   return options_.default_root_dir.empty() ? "." : options_.default_root_dir;

@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -95,7 +96,8 @@ class Trainer {
   // Ends the fit after the running batch (not before min_epochs and min_steps). `reason` is one
   // sentence for people.
   void stop(std::string reason);
-  bool stop_requested() const { return stop_requested_; }
+  // With several processes: whether one of them asked, as all know since the last batch.
+  bool stop_requested() const { return world_size() > 1 ? agreed_.stop : stop_requested_; }
   const std::string& stop_reason() const { return stop_reason_; }
 
   Metrics callback_metrics() const { return metrics_.callback_metrics(); }
@@ -114,6 +116,10 @@ class Trainer {
   void save_checkpoint(const std::string& path, bool weights_only = false);
 
   Strategy& strategy() const { return *strategy_; }
+  // Among the processes that train together. Rank 0 alone writes files, logs and shows progress.
+  int global_rank() const { return strategy_->rank(); }
+  int world_size() const { return strategy_->world_size(); }
+  bool is_global_zero() const { return strategy_->is_global_zero(); }
   const Precision& precision() const { return precision_; }
   // Throw Error outside of a fit.
   optim::Optimizer& optimizer() const;
@@ -122,7 +128,7 @@ class Trainer {
   // The first ModelCheckpoint, or null.
   ModelCheckpoint* checkpoint_callback() const;
   const std::vector<Held<Logger>>& loggers() const { return loggers_; }
-  // The first logger's folder, else default_root_dir.
+  // The first logger's folder, else default_root_dir; that of rank 0 on all.
   std::string log_dir() const;
 
   // The recording of the last run, stopped at its end; null without the option `profiler`.
@@ -137,6 +143,10 @@ class Trainer {
     data::DataLoader* train = nullptr;
     data::DataLoader* evaluation = nullptr;  // of fit: the validation loader
     DataModule* module = nullptr;
+  };
+  // What all processes know of each other's wishes. With one process: what it wants itself.
+  struct Agreed {
+    bool stop = false, out_of_time = false, interrupted = false;
   };
   struct Evaluation;  // the hooks of one kind of evaluation
   // A callback with hooks in or around a step.
@@ -156,6 +166,17 @@ class Trainer {
   void clean_up(std::string_view status);
   void emit(Metrics metrics);
   void check_interrupt() const;
+  void save_loggers() const;
+
+  // across_ranks.cpp: what several processes must do alike
+  void start_ranks();
+  void prepare_data();
+  void agree();
+  bool out_of_time() const;
+  void check_equal_batches();
+  data::DataLoader* share(data::DataLoader* loader, bool training);
+  void warn_of_local_metrics();
+  void note_stragglers();
 
   // fit_loop.cpp
   void run_fit(const RunOptions& options);
@@ -209,6 +230,7 @@ class Trainer {
   void restore_modules();
   void restore_training();
   void restore_random_state();
+  bool takes_up_loader(const Checkpoint& c) const;
 
   // Calls a hook of every callback, then the module's, with log() set to the hook's rule. What is
   // called while a step is captured is not called again at its launches, so callbacks are left out.
@@ -262,6 +284,10 @@ class Trainer {
   std::unique_ptr<profiler::Profile> profile_;
   std::vector<Tensor> predictions_;
   std::vector<std::string> warnings_;
+  std::string log_dir_;  // rank 0's, where there are several
+  // Each process's share of a loader, by the loader that was given.
+  std::map<const data::DataLoader*, std::unique_ptr<data::DataLoader>> shares_;
+  Agreed agreed_;
   int64_t evaluation_batches_ = 0;
 
   // of a fit

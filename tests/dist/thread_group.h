@@ -18,22 +18,6 @@ namespace cairn::test {
 using dist::Call;
 using dist::CallKind;
 
-// Every group of several ranks must have a store; threads do not meet in one.
-class NoStore final : public dist::Store {
- public:
-  void set(std::string_view, std::string_view) override { none(); }
-  std::string get(std::string_view, dist::Milliseconds) override { none(); }
-  std::optional<std::string> find(std::string_view) override { none(); }
-  int64_t add(std::string_view, int64_t) override { none(); }
-  void wait(std::span<const std::string>, dist::Milliseconds) override { none(); }
-  std::string compare_set(std::string_view, std::string_view, std::string_view) override { none(); }
-  bool delete_key(std::string_view) override { none(); }
-  int64_t num_keys() override { none(); }
-
- private:
-  [[noreturn]] static void none() { fail("store: a group of threads has none"); }
-};
-
 class ThreadGroup final : public dist::HostGroup {
  public:
   // What the ranks of a group share.
@@ -211,7 +195,7 @@ class ThreadGroup final : public dist::HostGroup {
 inline std::vector<std::shared_ptr<dist::ProcessGroup>> thread_groups(
     int size, dist::Milliseconds timeout = std::chrono::seconds(30)) {
   const auto meeting = std::make_shared<ThreadGroup::Meeting>(size);
-  const auto store = std::make_shared<NoStore>();
+  const auto store = dist::memory_store();
   std::vector<std::shared_ptr<dist::ProcessGroup>> groups;
   for (int r = 0; r < size; ++r)
     groups.push_back(std::make_shared<ThreadGroup>(

@@ -125,7 +125,7 @@ void ModelCheckpoint::setup(Trainer& trainer, TrainingModule&, Stage stage) {
   std::error_code error;
   dirpath_ = fs::absolute(folder, error).lexically_normal().string();
   if (dirpath_.size() > 1 && dirpath_.back() == '/') dirpath_.pop_back();
-  make_folder(dirpath_);
+  trainer.strategy().on_rank_zero([&] { make_folder(dirpath_); });
 }
 
 void ModelCheckpoint::on_train_start(Trainer& trainer, TrainingModule&) {
@@ -154,7 +154,8 @@ void ModelCheckpoint::on_train_batch_end(Trainer& trainer, TrainingModule&, cons
       every_n_train_steps_ > 0 && trainer.global_step() % every_n_train_steps_ == 0;
   const double now = trainer.progress().seconds;
   const bool time_due =
-      options_.train_time_interval_s && now - last_time_s_ >= *options_.train_time_interval_s;
+      options_.train_time_interval_s &&
+      trainer.strategy().any(now - last_time_s_ >= *options_.train_time_interval_s);
   if (!step_due && !time_due) return;
   // Validation is about to make the metric, or to renew it.
   if (!options_.monitor.empty() && trainer.num_val_batches() > 0 &&
@@ -201,12 +202,12 @@ void ModelCheckpoint::save_newest(Trainer& trainer, const Metrics& metrics) {
   const State before = state_dict();
   const std::string previous = best_model_path_;
   const std::string replaces = options_.save_top_k == 1 ? previous : "";
-  const std::string path =
-      new_path(format_name(trainer.current_epoch(), trainer.global_step(), metrics), replaces);
+  const std::string path = new_path(
+      trainer, format_name(trainer.current_epoch(), trainer.global_step(), metrics), replaces);
   best_model_path_ = path;
   write(trainer, path, before);
   newest_path_ = path;
-  if (options_.save_top_k == 1 && !previous.empty() && previous != path) remove(previous);
+  if (options_.save_top_k == 1 && !previous.empty() && previous != path) remove(trainer, previous);
 }
 
 void ModelCheckpoint::save_ranked(Trainer& trainer, const Metrics& metrics) {
@@ -220,7 +221,10 @@ void ModelCheckpoint::save_ranked(Trainer& trainer, const Metrics& metrics) {
   }
   const double inf = std::numeric_limits<double>::infinity();
   const double worst = options_.mode == "min" ? inf : -inf;
-  const double score = std::isnan(it->second) ? worst : it->second;
+  // Rank 0's, so that all processes keep the same files; see sync_dist for one of all.
+  double score = trainer.is_global_zero() ? it->second : 0;
+  score = trainer.strategy().reduce(score, Reduce::sum);
+  if (std::isnan(score)) score = worst;
   const auto count = static_cast<int64_t>(best_k_models_.size());
   const bool full = options_.save_top_k > 0 && count >= options_.save_top_k;
   if (full && !better(score, best_k_models_.at(kth_best_model_path_))) {
@@ -229,40 +233,45 @@ void ModelCheckpoint::save_ranked(Trainer& trainer, const Metrics& metrics) {
   }
   const State before = state_dict();
   const std::string evicted = full ? kth_best_model_path_ : "";
-  const std::string path =
-      new_path(format_name(trainer.current_epoch(), trainer.global_step(), metrics), evicted);
+  const std::string path = new_path(
+      trainer, format_name(trainer.current_epoch(), trainer.global_step(), metrics), evicted);
   current_score_ = score;
   if (full) best_k_models_.erase(evicted);
   best_k_models_[path] = score;
   rank();
   write(trainer, path, before);
   newest_path_ = path;
-  if (full && evicted != path) remove(evicted);
+  if (full && evicted != path) remove(trainer, evicted);
 }
 
 void ModelCheckpoint::save_last(Trainer& trainer) {
   const State before = state_dict();
-  const std::string path = new_path(cat("last", kExtension), last_model_path_);
+  const std::string path = new_path(trainer, cat("last", kExtension), last_model_path_);
   const std::string previous = last_model_path_;
   last_model_path_ = path;
   const bool saved_now = last_saved_step_ == trainer.global_step() && options_.save_top_k != 0;
-  if (options_.save_last.link() && saved_now) {
+  if (options_.save_last.link() && saved_now && link(trainer, path)) return;
+  write(trainer, path, before);
+  if (!previous.empty() && previous != path) remove(trainer, previous);
+}
+
+// Whether `path` now leads to the newest file.
+bool ModelCheckpoint::link(Trainer& trainer, const std::string& path) const {
+  std::error_code error;
+  if (trainer.is_global_zero()) {
     const std::string temporary = path + ".tmp";
-    std::error_code error;
     fs::remove(temporary, error);
     fs::create_symlink(fs::path(newest_path_).lexically_relative(dirpath_), temporary, error);
     if (!error) fs::rename(temporary, path, error);
-    if (!error) return;
   }
-  write(trainer, path, before);
-  if (!previous.empty() && previous != path) remove(previous);
+  return !trainer.strategy().any(static_cast<bool>(error));
 }
 
 void ModelCheckpoint::write(Trainer& trainer, const std::string& path, const State& before) {
   last_saved_step_ = trainer.global_step();
   last_time_s_ = trainer.progress().seconds;
   try {
-    make_folder(fs::path(path).parent_path().string());
+    trainer.strategy().on_rank_zero([&] { make_folder(fs::path(path).parent_path().string()); });
     trainer.save_checkpoint(path, options_.save_weights_only);
   } catch (...) {
     load_state_dict(before);
@@ -270,7 +279,8 @@ void ModelCheckpoint::write(Trainer& trainer, const std::string& path, const Sta
   }
 }
 
-void ModelCheckpoint::remove(const std::string& path) const {
+void ModelCheckpoint::remove(const Trainer& trainer, const std::string& path) const {
+  if (!trainer.is_global_zero()) return;
   std::error_code error;
   fs::remove(path, error);  // a file that somebody else took away is no concern
 }
@@ -293,7 +303,7 @@ void ModelCheckpoint::rank() {
   if (!best_model_path_.empty()) best_model_score_ = best_k_models_.at(best_model_path_);
 }
 
-std::string ModelCheckpoint::new_path(const std::string& name,
+std::string ModelCheckpoint::new_path(Trainer& trainer, const std::string& name,
                                       const std::string& may_replace) const {
   const std::string stem = name.substr(0, name.size() - std::string_view(kExtension).size());
   std::string path = (fs::path(dirpath_) / name).string();
@@ -302,7 +312,7 @@ std::string ModelCheckpoint::new_path(const std::string& name,
                         fs::exists(fs::symlink_status(path, error));
        ++version)
     path = (fs::path(dirpath_) / cat(stem, "-v", version, kExtension)).string();
-  return path;
+  return trainer.strategy().broadcast(std::move(path));
 }
 
 std::string ModelCheckpoint::newest_last() const {

@@ -91,10 +91,12 @@ class ModelCheckpoint : public Callback {
   void save_last(Trainer& trainer);
   // Writes the file, which already counts in the state it contains; undoes `state` on an error.
   void write(Trainer& trainer, const std::string& path, const State& before);
-  void remove(const std::string& path) const;
+  bool link(Trainer& trainer, const std::string& path) const;
+  void remove(const Trainer& trainer, const std::string& path) const;
   bool better(double a, double b) const;
   void rank();
-  std::string new_path(const std::string& name, const std::string& may_replace) const;
+  std::string new_path(Trainer& trainer, const std::string& name,
+                       const std::string& may_replace) const;
 
   ModelCheckpointOptions options_;
   int64_t every_n_train_steps_ = 0;

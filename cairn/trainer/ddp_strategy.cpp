@@ -1,0 +1,171 @@
+// DDPStrategy: the process group, what ranks tell each other, and the reducer.
+#include "cairn/trainer/ddp_strategy.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cairn/autograd/engine.h"
+#include "cairn/dist/init.h"
+#include "cairn/dist/nccl.h"
+#include "cairn/tensor/factory.h"
+
+namespace cairn::trainer {
+namespace {
+
+dist::ReduceOp reduction(Reduce how) {
+  switch (how) {
+    case Reduce::mean:
+      return dist::ReduceOp::avg;
+    case Reduce::sum:
+      return dist::ReduceOp::sum;
+    case Reduce::min:
+      return dist::ReduceOp::min;
+    case Reduce::max:
+      return dist::ReduceOp::max;
+  }
+  return dist::ReduceOp::sum;
+}
+
+}  // namespace
+
+DDPStrategy::DDPStrategy(DDPStrategyOptions options) : options_(std::move(options)) {
+  const DDPStrategyOptions& o = options_;
+  check(o.timeout.count() > 0, "DDPStrategy: timeout must be above 0 ms, got ", o.timeout.count());
+  check(o.bucket_cap_mb > 0, "DDPStrategy: bucket_cap_mb must be above 0, got ", o.bucket_cap_mb);
+  check(o.gradient_compression == "none" || o.gradient_compression == "bf16",
+        "DDPStrategy: gradient_compression must be none or bf16, got ", o.gradient_compression);
+}
+
+void DDPStrategy::place(Device device, dist::ClusterEnvironment environment) {
+  device_ = device;
+  environment_ = std::move(environment);
+}
+
+void DDPStrategy::start() {
+  failed_ = false;
+  if (group_ != nullptr) return;
+  const bool on_gpu = device_.type == DeviceType::cuda;
+  const std::string& backend = options_.process_group_backend;
+  check(backend != "nccl" || on_gpu,
+        "DDPStrategy: process_group_backend must be auto, shm, ring or local on the CPU, got nccl");
+  group_ = options_.group;
+  if (group_ == nullptr)
+    group_ = dist::init_process_group(
+        environment_,
+        {.backend = backend == "nccl" ? "auto" : backend, .timeout = options_.timeout});
+  device_group_ = group_;
+  if (!on_gpu) return;
+  dist::GroupOptions of_gpus = group_->options();
+  of_gpus.name += "/gpus";
+  device_group_ = dist::nccl_group(std::move(of_gpus), device_);
+}
+
+int DDPStrategy::rank() const {
+  if (options_.group) return options_.group->rank();
+  return environment_.rank;
+}
+
+int DDPStrategy::world_size() const {
+  if (options_.group) return options_.group->size();
+  return environment_.world_size;
+}
+
+void DDPStrategy::setup(nn::Module& model) { model.to(device_); }
+
+void DDPStrategy::connect(nn::Module& model, optim::Optimizer&) {
+  ddp_.reset();
+  ddp_ = std::make_unique<dist::DistributedDataParallel>(
+      model.named_parameters(), model.named_buffers(), device_group_,
+      dist::DdpOptions{.bucket_cap_mb = options_.bucket_cap_mb,
+                       .broadcast_buffers = options_.broadcast_buffers,
+                       .find_unused_parameters = options_.find_unused_parameters,
+                       .gradient_compression = options_.gradient_compression == "bf16"
+                                                   ? dist::GradientCompression::bf16
+                                                   : dist::GradientCompression::none});
+  fit_start_ = std::chrono::steady_clock::now();
+}
+
+void DDPStrategy::backward(const Tensor& loss, bool sync) {
+  ddp_->set_sync(sync);
+  cairn::backward(loss);
+}
+
+void DDPStrategy::optimizer_step(optim::Optimizer& optimizer) { optimizer.step(); }
+
+void DDPStrategy::reduce(std::span<double> values, Reduce how) {
+  if (failed_ || world_size() == 1 || values.empty()) return;
+  const auto count = static_cast<int64_t>(values.size());
+  const Tensor t = empty({count}, {DType::f64});
+  std::copy(values.begin(), values.end(), t.data<double>());
+  group_->all_reduce(t, reduction(how));
+  std::copy(t.data<double>(), t.data<double>() + count, values.begin());
+}
+
+std::string DDPStrategy::broadcast(std::string text) {
+  if (failed_ || world_size() == 1) return text;
+  const Tensor size = full({1}, static_cast<double>(text.size()), {DType::i64});
+  group_->broadcast(size, 0);
+  const Tensor bytes = zeros({size.item<int64_t>()}, {DType::u8});
+  if (rank() == 0) std::memcpy(bytes.raw_data(), text.data(), text.size());
+  group_->broadcast(bytes, 0);
+  return std::string(static_cast<const char*>(bytes.raw_data()),
+                     static_cast<size_t>(bytes.numel()));
+}
+
+void DDPStrategy::barrier() {
+  if (!failed_ && world_size() > 1) group_->barrier();
+}
+
+void DDPStrategy::on_rank_zero(const std::function<void()>& action) {
+  if (failed_ || world_size() == 1) {
+    if (rank() == 0) action();
+    return;
+  }
+  std::string error;
+  std::exception_ptr own;
+  if (rank() == 0) {
+    try {
+      action();
+    } catch (const std::exception& e) {
+      own = std::current_exception();
+      error = cat("!", e.what());  // not empty, whatever it says
+    }
+  }
+  error = broadcast(std::move(error));
+  if (own) std::rethrow_exception(own);
+  if (!error.empty()) fail(error.substr(1), " (on rank 0)");
+}
+
+void DDPStrategy::save_checkpoint(const std::string& path, const Checkpoint& checkpoint) {
+  on_rank_zero([&] { trainer::save_checkpoint(path, checkpoint); });
+}
+
+Checkpoint DDPStrategy::load_checkpoint(const std::string& path) {
+  return trainer::load_checkpoint(path);
+}
+
+bool DDPStrategy::captures() const {
+  return device_group_ != nullptr && device_group_->captures() && !options_.find_unused_parameters;
+}
+
+void DDPStrategy::on_exception(const std::exception&) {
+  failed_ = true;
+  ddp_.reset();
+}
+
+void DDPStrategy::note_wait_shares() {
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - fit_start_).count();
+  wait_shares_.assign(static_cast<size_t>(world_size()), 0);
+  wait_shares_[static_cast<size_t>(rank())] = ddp_->seconds_waited() / std::max(seconds, 1e-9);
+  reduce(wait_shares_, Reduce::max);
+}
+
+void DDPStrategy::teardown() {
+  if (ddp_ != nullptr && !failed_) note_wait_shares();
+  ddp_.reset();
+  const DeviceBackend& backend = backend_of(device_.type, "teardown");
+  if (backend.synchronize != nullptr) backend.synchronize(device_);
+}
+
+}  // namespace cairn::trainer

@@ -1,0 +1,80 @@
+// DDPStrategy: one process for each device; all train the same model, each on its share of the
+// data. Invariant: after every optimizer step all processes have the same parameters, bit for bit.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "cairn/dist/ddp.h"
+#include "cairn/dist/environment.h"
+#include "cairn/trainer/strategy.h"
+
+namespace cairn::trainer {
+
+struct DDPStrategyOptions {
+  // "auto" (the fastest for these processes: shared memory on one host, NCCL for GPUs), "shm",
+  // "ring", "local", "nccl".
+  std::string process_group_backend = "auto";
+  // Of meeting and of every collective. (Lightning waits for 30 minutes.)
+  dist::Milliseconds timeout = dist::kDefaultTimeout;
+  // See dist::DdpOptions.
+  double bucket_cap_mb = 25;
+  bool broadcast_buffers = true;
+  bool find_unused_parameters = false;
+  std::string gradient_compression = "none";  // "none", "bf16"
+  // The processes' group, where the program has one: ranks may then be threads, too. Else it is
+  // made by the variables of whoever started this process (see dist/environment.h).
+  std::shared_ptr<dist::ProcessGroup> group = nullptr;
+};
+
+class DDPStrategy : public Strategy {
+ public:
+  explicit DDPStrategy(DDPStrategyOptions options = {});
+
+  std::string_view name() const override { return "ddp"; }
+  // The device of this process, and where it stands; the trainer's options say so.
+  void place(Device device, dist::ClusterEnvironment environment);
+  void start() override;
+  int rank() const override;
+  int local_rank() const override { return environment_.local_rank; }
+  int world_size() const override;
+  Device root_device() const override { return device_; }
+  void setup(nn::Module& model) override;
+  void connect(nn::Module& model, optim::Optimizer& optimizer) override;
+  void backward(const Tensor& loss, bool sync) override;
+  void optimizer_step(optim::Optimizer& optimizer) override;
+  using Strategy::reduce;
+  void reduce(std::span<double> values, Reduce how) override;
+  std::string broadcast(std::string text) override;
+  void barrier() override;
+  void on_rank_zero(const std::function<void()>& action) override;
+  void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) override;
+  Checkpoint load_checkpoint(const std::string& path) override;
+  bool captures() const override;
+  void on_exception(const std::exception& error) override;
+  void teardown() override;
+
+  const DDPStrategyOptions& options() const { return options_; }
+  // Of the host's memory, null before start().
+  const std::shared_ptr<dist::ProcessGroup>& group() const { return group_; }
+  // Of the running fit, else null.
+  dist::DistributedDataParallel* ddp() const { return ddp_.get(); }
+  // Of the last fit: the share of it that each process waited for others, by rank. The slowest one
+  // waits least.
+  const std::vector<double>& wait_shares() const { return wait_shares_; }
+
+ private:
+  void note_wait_shares();
+
+  DDPStrategyOptions options_;
+  Device device_ = kCPU;
+  dist::ClusterEnvironment environment_;
+  std::shared_ptr<dist::ProcessGroup> group_;
+  std::shared_ptr<dist::ProcessGroup> device_group_;  // of the gradients; on a GPU another one
+  std::unique_ptr<dist::DistributedDataParallel> ddp_;
+  std::chrono::steady_clock::time_point fit_start_;
+  std::vector<double> wait_shares_;
+  bool failed_ = false;
+};
+
+}  // namespace cairn::trainer
