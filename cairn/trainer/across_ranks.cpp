@@ -86,12 +86,12 @@ void Trainer::warn_of_local_metrics() {
 void Trainer::note_stragglers() {
   const auto* ddp = dynamic_cast<const DDPStrategy*>(strategy_.get());
   if (ddp == nullptr || world_size() == 1 || !is_global_zero()) return;
-  constexpr double kMuch = 0.2;
+  constexpr double kMuch = 0.2, kSeconds = 1;
   const std::vector<double>& shares = ddp->wait_shares();
   if (shares.empty()) return;
   const auto slowest = std::min_element(shares.begin(), shares.end());
   const double most = *std::max_element(shares.begin(), shares.end());
-  if (most - *slowest < kMuch) return;
+  if (most - *slowest < std::max(kMuch, kSeconds / ddp->fit_seconds())) return;
   std::string list;
   for (size_t r = 0; r < shares.size(); ++r)
     list += cat(r > 0 ? ", " : "", "rank ", r, " ", static_cast<int>(100 * shares[r] + 0.5), " %");

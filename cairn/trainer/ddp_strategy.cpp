@@ -12,6 +12,12 @@
 namespace cairn::trainer {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
 dist::ReduceOp reduction(Reduce how) {
   switch (how) {
     case Reduce::mean:
@@ -82,7 +88,8 @@ void DDPStrategy::connect(nn::Module& model, optim::Optimizer&) {
                        .gradient_compression = options_.gradient_compression == "bf16"
                                                    ? dist::GradientCompression::bf16
                                                    : dist::GradientCompression::none});
-  fit_start_ = std::chrono::steady_clock::now();
+  fit_start_ = Clock::now();
+  seconds_waited_ = 0;
 }
 
 void DDPStrategy::backward(const Tensor& loss, bool sync) {
@@ -97,7 +104,9 @@ void DDPStrategy::reduce(std::span<double> values, Reduce how) {
   const auto count = static_cast<int64_t>(values.size());
   const Tensor t = empty({count}, {DType::f64});
   std::copy(values.begin(), values.end(), t.data<double>());
+  const auto start = Clock::now();
   group_->all_reduce(t, reduction(how));
+  seconds_waited_ += seconds_since(start);
   std::copy(t.data<double>(), t.data<double>() + count, values.begin());
 }
 
@@ -154,10 +163,10 @@ void DDPStrategy::on_exception(const std::exception&) {
 }
 
 void DDPStrategy::note_wait_shares() {
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - fit_start_).count();
+  fit_seconds_ = std::max(seconds_since(fit_start_), 1e-9);
   wait_shares_.assign(static_cast<size_t>(world_size()), 0);
-  wait_shares_[static_cast<size_t>(rank())] = ddp_->seconds_waited() / std::max(seconds, 1e-9);
+  wait_shares_[static_cast<size_t>(rank())] =
+      (ddp_->seconds_waited() + seconds_waited_) / fit_seconds_;
   reduce(wait_shares_, Reduce::max);
 }
 

@@ -62,6 +62,7 @@ class DDPStrategy : public Strategy {
   // Of the last fit: the share of it that each process waited for others, by rank. The slowest one
   // waits least.
   const std::vector<double>& wait_shares() const { return wait_shares_; }
+  double fit_seconds() const { return fit_seconds_; }
 
  private:
   void note_wait_shares();
@@ -73,6 +74,7 @@ class DDPStrategy : public Strategy {
   std::shared_ptr<dist::ProcessGroup> device_group_;  // of the gradients; on a GPU another one
   std::unique_ptr<dist::DistributedDataParallel> ddp_;
   std::chrono::steady_clock::time_point fit_start_;
+  double fit_seconds_ = 0, seconds_waited_ = 0;  // the latter beside ddp_'s
   std::vector<double> wait_shares_;
   bool failed_ = false;
 };

@@ -60,13 +60,22 @@ TEST_CASE("trainer: accelerators, devices and strategies") {
         "Trainer: accelerator must be auto, cpu or gpu, got tpu");
   CHECK(refused({.devices = 0}) == "Trainer: devices must be auto or at least 1, got 0");
   CHECK(refused({.devices = "-1"}) == "Trainer: devices must be auto or at least 1, got -1");
-  CHECK(refused({.devices = 2}) ==
+  CHECK(refused({.devices = 2, .strategy = "single_device"}) ==
         "Trainer: devices must be 1 with strategy single_device, got 2; one process trains on one "
         "device");
+  for (const char* strategy : {"auto", "ddp"})
+    CHECK(refused({.devices = 2, .strategy = strategy}) ==
+          "Trainer: devices and num_nodes must be 1 in a process that no launcher started, got 2 "
+          "and 1; start the program by `cairn launch --workers 2`, or let it call launch_ranks "
+          "first");
+  CHECK(refused({.num_nodes = 0}) == "Trainer: num_nodes must be at least 1, got 0");
+  CHECK(refused({.accelerator = "cpu", .strategy = "DDP"}).empty());
+  CHECK(refused({.accelerator = "cpu", .strategy = "ddp_find_unused_parameters_true"}).empty());
   CHECK(refused({.resident_data = "on"}) == "Trainer: resident_data must be auto or off, got on");
   CHECK(refused({.capture_steps = "yes"}) == "Trainer: capture_steps must be auto or off, got yes");
   CHECK(refused({.strategy = "fsdp"}) ==
-        "Trainer: strategy must be auto or single_device, got fsdp");
+        "Trainer: strategy must be auto, single_device, ddp, ddp_find_unused_parameters_true or "
+        "ddp_find_unused_parameters_false, got fsdp");
 }
 
 TEST_CASE("trainer: max_time as text") {
