@@ -76,6 +76,7 @@
 #include "cairn/dist/process_group.h"
 #include "cairn/dist/store.h"
 #include "cairn/dist/tcp_store.h"
+#include "cairn/dist/sync_batch_norm.h"
 #include "cairn/dist/work.h"
 
 #include "cairn/trainer/callback.h"

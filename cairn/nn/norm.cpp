@@ -47,13 +47,14 @@ double BatchNorm::begin(const Tensor& x) {
 Tensor BatchNorm::forward(const Tensor& x) {
   const double momentum = begin(x);
   return batch_norm(x, running_mean, running_var, weight, bias,
-                    {batch_statistics(), momentum, options_.eps});
+                    {batch_statistics(), momentum, options_.eps, training() ? replicas_ : nullptr});
 }
 
 Tensor BatchNorm::forward_relu(const Tensor& x, const Tensor& residual) {
   const double momentum = begin(x);
-  return batch_norm_relu(x, residual, running_mean, running_var, weight, bias,
-                         {batch_statistics(), momentum, options_.eps});
+  return batch_norm_relu(
+      x, residual, running_mean, running_var, weight, bias,
+      {batch_statistics(), momentum, options_.eps, training() ? replicas_ : nullptr});
 }
 
 LayerNorm::LayerNorm(const Child& place, const Shape& normalized_shape,

@@ -1,8 +1,11 @@
 // Batch and layer normalisation with their weights and running statistics.
 #pragma once
 
+#include <memory>
 #include <optional>
+#include <utility>
 
+#include "cairn/autograd/ops/norm.h"
 #include "cairn/nn/container.h"
 
 namespace cairn::nn {
@@ -23,6 +26,11 @@ class BatchNorm : public Layer {
   // relu(forward(x) + residual) in one pass over memory; residual may be undefined.
   Tensor forward_relu(const Tensor& x, const Tensor& residual = {});
 
+  // From now on, statistics in training are of all replicas' batches; null: of one's own.
+  void set_replicas(std::shared_ptr<const BatchReplicas> replicas) {
+    replicas_ = std::move(replicas);
+  }
+
   const Tensor weight;               // [C], 1; undefined when not affine
   const Tensor bias;                 // [C], 0; undefined when not affine
   const Tensor running_mean;         // [C], 0; undefined without running statistics
@@ -40,6 +48,7 @@ class BatchNorm : public Layer {
 
   const char* op_;
   BatchNormOptions options_;
+  std::shared_ptr<const BatchReplicas> replicas_;
 };
 
 // Over [N, C] or [N, C, L], per channel.

@@ -7,6 +7,8 @@
 #include "cairn/autograd/engine.h"
 #include "cairn/dist/init.h"
 #include "cairn/dist/nccl.h"
+#include "cairn/dist/sync_batch_norm.h"
+#include "cairn/nn/norm.h"
 #include "cairn/tensor/factory.h"
 
 namespace cairn::trainer {
@@ -80,6 +82,8 @@ void DDPStrategy::setup(nn::Module& model) { model.to(device_); }
 
 void DDPStrategy::connect(nn::Module& model, optim::Optimizer&) {
   ddp_.reset();
+  if (options_.sync_batchnorm) convert_sync_batchnorm(model, device_group_);
+  model_ = &model;
   ddp_ = std::make_unique<dist::DistributedDataParallel>(
       model.named_parameters(), model.named_buffers(), device_group_,
       dist::DdpOptions{.bucket_cap_mb = options_.bucket_cap_mb,
@@ -173,8 +177,18 @@ void DDPStrategy::note_wait_shares() {
 void DDPStrategy::teardown() {
   if (ddp_ != nullptr && !failed_) note_wait_shares();
   ddp_.reset();
+  // The model may be used by one process alone from here on.
+  if (model_ != nullptr && options_.sync_batchnorm) convert_sync_batchnorm(*model_, nullptr);
+  model_ = nullptr;
   const DeviceBackend& backend = backend_of(device_.type, "teardown");
   if (backend.synchronize != nullptr) backend.synchronize(device_);
+}
+
+void convert_sync_batchnorm(nn::Module& model, std::shared_ptr<dist::ProcessGroup> group) {
+  const auto replicas = group ? dist::batch_replicas(std::move(group)) : nullptr;
+  model.apply([&](nn::Module& m) {
+    if (auto* norm = dynamic_cast<nn::BatchNorm*>(&m)) norm->set_replicas(replicas);
+  });
 }
 
 }  // namespace cairn::trainer

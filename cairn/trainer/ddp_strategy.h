@@ -22,6 +22,9 @@ struct DDPStrategyOptions {
   bool broadcast_buffers = true;
   bool find_unused_parameters = false;
   std::string gradient_compression = "none";  // "none", "bf16"
+  // Batch normalisation over the batches of all processes; the trainer's option sync_batchnorm
+  // switches it on too.
+  bool sync_batchnorm = false;
   // The processes' group, where the program has one: ranks may then be threads, too. Else it is
   // made by the variables of whoever started this process (see dist/environment.h).
   std::shared_ptr<dist::ProcessGroup> group = nullptr;
@@ -34,6 +37,7 @@ class DDPStrategy : public Strategy {
   std::string_view name() const override { return "ddp"; }
   // The device of this process, and where it stands; the trainer's options say so.
   void place(Device device, dist::ClusterEnvironment environment);
+  void set_sync_batchnorm() { options_.sync_batchnorm = true; }
   void start() override;
   int rank() const override;
   int local_rank() const override { return environment_.local_rank; }
@@ -73,10 +77,15 @@ class DDPStrategy : public Strategy {
   std::shared_ptr<dist::ProcessGroup> group_;
   std::shared_ptr<dist::ProcessGroup> device_group_;  // of the gradients; on a GPU another one
   std::unique_ptr<dist::DistributedDataParallel> ddp_;
+  nn::Module* model_ = nullptr;  // of the running fit
   std::chrono::steady_clock::time_point fit_start_;
   double fit_seconds_ = 0, seconds_waited_ = 0;  // the latter beside ddp_'s
   std::vector<double> wait_shares_;
   bool failed_ = false;
 };
+
+// Lets every batch normalisation of the model take the batches of all ranks as one. Its type, its
+// parameters and the names in its state dict stay. A null group undoes it.
+void convert_sync_batchnorm(nn::Module& model, std::shared_ptr<dist::ProcessGroup> group);
 
 }  // namespace cairn::trainer

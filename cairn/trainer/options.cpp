@@ -183,6 +183,7 @@ Held<Strategy> choose_strategy(const TrainerOptions& o) {
     const int devices = devices_of(o).value_or(given->world_size());
     check(devices == given->world_size(), "Trainer: devices must be the ", given->world_size(),
           " ranks of the strategy's group, got ", devices);
+    if (o.sync_batchnorm) given->set_sync_batchnorm();
     given->place(choose_device(o, 0), {});
     return strategy;
   }
@@ -193,6 +194,7 @@ Held<Strategy> choose_strategy(const TrainerOptions& o) {
     strategy = DDPStrategy(std::move(ddp));
     given = static_cast<DDPStrategy*>(strategy.get());
   }
+  if (o.sync_batchnorm) given->set_sync_batchnorm();
   given->place(choose_device(o, environment.local_rank), std::move(environment));
   return strategy;
 }

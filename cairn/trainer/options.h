@@ -121,6 +121,8 @@ struct TrainerOptions {
   // With several processes, loaders without a sampler of their own give each process its share: a
   // DistributedSampler, shuffled where the loader was. batch_size is that of one process.
   bool use_distributed_sampler = true;
+  // With several processes: batch normalisation over the batches of all of them.
+  bool sync_batchnorm = false;
   // "32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"; see precision.h.
   std::string precision = "32-true";
 

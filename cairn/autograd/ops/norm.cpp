@@ -2,6 +2,9 @@
 #include "cairn/autograd/ops/norm.h"
 
 #include "cairn/autograd/autocast.h"
+#include "cairn/autograd/ops/elementwise.h"
+#include "cairn/autograd/ops/indexing.h"
+#include "cairn/autograd/ops/reduce.h"
 #include "cairn/autograd/record.h"
 #include "cairn/kernels/accumulate.h"
 #include "cairn/kernels/norm.h"
@@ -77,7 +80,7 @@ void check_batch_norm(const char* op, const Tensor& x, const Tensor& residual,
         running_mean.defined() ? "running_mean" : "running_var");
   check(options.training || running_mean.defined(), op,
         ": running_mean and running_var must be defined when not training, got none");
-  check(!options.training || x.numel() != x.size(1) || x.numel() == 0, op,
+  check(!options.training || options.replicas || x.numel() != x.size(1) || x.numel() == 0, op,
         ": input must have more than 1 value per channel when training, got ", x.shape());
   check(options.eps >= 0, op, ": eps must not be negative, got ", options.eps);
   check(options.momentum >= 0 && options.momentum <= 1, op, ": momentum must be in [0, 1], got ",
@@ -104,10 +107,127 @@ Tensor batch_norm_work_memory(const Tensor& x) {
   return empty({kernels::batch_norm_work(rows, channels)}, {DType::f64, x.device()});
 }
 
+// --- batches of several replicas taken as one ---------------------------------------------------
+
+// A vector [C] in f64 where the kernel gives none.
+Tensor f64_vector(const Tensor& x, double value) {
+  return full({x.size(1)}, value, {DType::f64, x.device()});
+}
+
+// Mean and biased variance of all replicas' batches, [C] f64, and the number of their rows, 0-d.
+struct JoinedStatistics {
+  Tensor mean, var, rows;
+};
+
+// Each replica gives its number of rows, its means and its sums of squared differences from them;
+// these are joined by Chan's formula, so that nothing is lost to a large mean.
+JoinedStatistics join_statistics(const Tensor& x, const BatchNormOptions& options) {
+  const int64_t channels = x.size(1);
+  const double rows = channels == 0 ? 0 : static_cast<double>(x.numel() / channels);
+  Tensor mean = f64_vector(x, 0), squares = f64_vector(x, 0);
+  if (x.numel() > 0) {
+    // The kernel that also writes y, which nobody reads.
+    const Tensor rstd = f64_vector(x, 0), none;
+    kernels::batch_norm_fwd(x.device(), empty_channels_innermost(x), mean, rstd, none, none,
+                            batch_norm_work_memory(x), coefficient_memory(x), x, none, none, none,
+                            0, options.eps, false);
+    const Tensor var = sub(reciprocal(square(rstd)), options.eps);
+    squares = mul(clamp(var, 0.0, {}), rows);
+  }
+  const Tensor count = full({1}, rows, {DType::f64, x.device()});
+  const Tensor all = options.replicas->gather(cairn::cat({count, mean, squares}, 0));
+  const Tensor counts = raw::slice(all, 1, 0, 1);
+  const Tensor means = raw::slice(all, 1, 1, 1 + channels);
+  const Tensor spreads = raw::slice(all, 1, 1 + channels, 1 + 2 * channels);
+  JoinedStatistics joined;
+  joined.rows = clamp(sum(counts), 1.0, {});
+  joined.mean = div(sum(mul(counts, means), {0}), joined.rows);
+  const Tensor between = mul(counts, square(sub(means, joined.mean)));
+  joined.var = div(sum(add(spreads, between), {0}), joined.rows);
+  return joined;
+}
+
+// (1 - momentum) old + momentum new, with the unbiased variance.
+void update_running(const char* op, const Tensor& running_mean, const Tensor& running_var,
+                    const JoinedStatistics& joined, double momentum) {
+  const auto move = [&](const Tensor& kept, const Tensor& fresh) {
+    raw::copy_(kept, add(mul(raw::to(kept, DType::f64), 1 - momentum), mul(fresh, momentum)));
+    kept.bump_version(op);
+  };
+  const Tensor unbiased = mul(joined.var, div(joined.rows, clamp(sub(joined.rows, 1.0), 1.0, {})));
+  move(running_mean, joined.mean);
+  move(running_var, unbiased);
+}
+
+// dx = w rstd (dy - mean(dy) - xhat mean(dy xhat)) with the means over all replicas: what the
+// kernel of evaluation gives, w rstd dy, and a line in xhat, which is another normalisation of x.
+void joined_backward(Grads& g, const Tensor& x, const Tensor& y, const Tensor& w, const Tensor& b,
+                     const JoinedStatistics& joined, const Tensor& mean, const Tensor& rstd,
+                     bool relu, const BatchNormOptions& options) {
+  const NoGrad no_grad;
+  const ChannelsDst dresidual(g, 1, x);
+  const Dst dx = g.dst(0), dw = g.dst(2), db = g.dst(3);
+  const Tensor own_dw = f64_vector(x, 0), own_db = f64_vector(x, 0);
+  const Tensor direct = empty_channels_innermost(x);
+  if (x.numel() > 0)
+    kernels::batch_norm_bwd(x.device(), Dst{direct, false}, dresidual.dst, Dst{own_dw, false},
+                            Dst{own_db, false}, batch_norm_work_memory(x), coefficient_memory(x),
+                            channels_innermost(g.out()), x, y, w, b, mean, rstd, relu, false);
+  dresidual.deliver();
+  if (dw) kernels::accumulate_to(x.device(), dw, raw::to(own_dw, dw.tensor.dtype()));
+  if (db) kernels::accumulate_to(x.device(), db, raw::to(own_db, db.tensor.dtype()));
+  const Tensor sums = sum(options.replicas->gather(cairn::cat({own_dw, own_db}, 0)), {0});
+  if (!dx || x.numel() == 0) {
+    if (dx && !dx.add) raw::fill_(dx.tensor, 0);
+    return;
+  }
+  const int64_t channels = x.size(1);
+  Tensor factor = div(mul(rstd, -1.0), joined.rows);
+  if (w.defined()) factor = mul(factor, raw::to(w, DType::f64));
+  const Tensor slope = mul(factor, raw::slice(sums, 0, 0, channels));
+  const Tensor shift = mul(factor, raw::slice(sums, 0, channels, 2 * channels));
+  const Tensor whole = empty_channels_innermost(x);
+  kernels::batch_norm_eval(x.device(), whole, f64_vector(x, 0), f64_vector(x, 0),
+                           coefficient_memory(x), x, direct, slope, shift, joined.mean, joined.var,
+                           options.eps, false);
+  kernels::accumulate_to(x.device(), dx, whole);
+}
+
+Tensor joined_batch_norm(const char* op, const Tensor& input, const Tensor& residual_input,
+                         bool relu, const Tensor& running_mean, const Tensor& running_var,
+                         const Tensor& weight, const Tensor& bias,
+                         const BatchNormOptions& options) {
+  const Device device = input.device();
+  const Tensor x = channels_innermost(input);
+  const Tensor residual = residual_input.defined() ? channels_innermost(residual_input) : Tensor{};
+  const Tensor w = contiguous_or_none(weight), b = contiguous_or_none(bias);
+  const Tensor y = empty_channels_innermost(x);
+  const Tensor mean = f64_vector(x, 0), rstd = f64_vector(x, 1);
+  JoinedStatistics joined;
+  {
+    const NoGrad no_grad;
+    joined = join_statistics(x, options);
+    if (running_mean.defined())
+      update_running(op, running_mean, running_var, joined, options.momentum);
+  }
+  if (x.numel() > 0)
+    kernels::batch_norm_eval(device, y, mean, rstd, coefficient_memory(x), x, residual, w, b,
+                             joined.mean, joined.var, options.eps, relu);
+  return record(op, y, {input, residual_input, weight, bias},
+                [op, x = Saved(x), y = residual.defined() ? Saved(y) : Saved(), w = Saved(w),
+                 b = Saved(b), joined, mean, rstd, relu, options](Grads& g) {
+                  joined_backward(g, x.get(op), y.get(op), w.get(op), b.get(op), joined, mean, rstd,
+                                  relu, options);
+                });
+}
+
 Tensor batch_norm_op(const char* op, const Tensor& input, const Tensor& residual_input, bool relu,
                      const Tensor& running_mean, const Tensor& running_var, const Tensor& weight,
                      const Tensor& bias, const BatchNormOptions& options) {
   check_batch_norm(op, input, residual_input, running_mean, running_var, weight, bias, options);
+  if (options.training && options.replicas)
+    return joined_batch_norm(op, input, residual_input, relu, running_mean, running_var, weight,
+                             bias, options);
   const Device device = input.device();
   const Tensor x = channels_innermost(input);
   const Tensor residual = residual_input.defined() ? channels_innermost(residual_input) : Tensor{};

@@ -1,14 +1,27 @@
 // Batch and layer normalisation.
 #pragma once
 
+#include <memory>
+
 #include "cairn/tensor/tensor.h"
 
 namespace cairn {
+
+// Those that compute the same op at the same time, each on a batch of its own.
+class BatchReplicas {
+ public:
+  virtual ~BatchReplicas() = default;
+  // The rows [n] of all, in one order, as [replicas, n]. Each of them calls it as often.
+  virtual Tensor gather(const Tensor& row) const = 0;
+};
 
 struct BatchNormOptions {
   bool training = false;
   double momentum = 0.1;
   double eps = 1e-5;
+  // In training, statistics are of all replicas' batches together (which may differ in size, down
+  // to none), and so are the gradients of x; those of weight and bias are of one's own batch.
+  std::shared_ptr<const BatchReplicas> replicas = {};
 };
 
 // y = (x - mean) / sqrt(var + eps) * weight + bias, per channel of x [N, C, ...] (2-d to 4-d).
