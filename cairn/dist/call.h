@@ -3,9 +3,12 @@
 // and all ranks of a group must ask for equal ones in the same order.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
-#include <vector>
+#include <string_view>
 
 #include "cairn/dist/deadline.h"
 #include "cairn/kernels/combine.h"
@@ -76,5 +79,19 @@ struct Call {
 // "all_reduce #41 (sum) of f32 [64, 3]"; with a peer "send #3 of f32 [2] to rank 1".
 std::string describe(const Call& call);
 std::string describe(const CallShape& is, const Shape& shape, int peer = -1);
+
+// A call as other ranks hear of it. Trivially copyable.
+struct CallNotice {
+  CallShape is;
+  int64_t dims = 0;
+  std::array<int64_t, kMaxRank> sizes{};
+
+  CallNotice() = default;
+  explicit CallNotice(const Call& call);
+};
+std::string describe(const CallNotice& notice, int peer = -1);
+// Nothing where all notices, by rank, are of the call; else the sentence that lists them.
+std::optional<std::string> mismatch(const Call& call, std::span<const CallNotice> all,
+                                    std::string_view group);
 
 }  // namespace cairn::dist

@@ -89,6 +89,12 @@ void HostGroup::work_off() {
   }
 }
 
+void HostGroup::give_up(const Call& call, const std::exception& error) noexcept {
+  if (broken_) return;
+  failed(call, error);
+  broken_ = std::make_exception_ptr(CommError(error.what()));
+}
+
 // Only the one that made busy_ true comes here, so broken_ needs no lock.
 void HostGroup::execute(Task& task) noexcept {
   if (broken_) {

@@ -13,6 +13,11 @@
 namespace cairn::dist {
 
 class HostGroup : public ProcessGroup {
+ public:
+  // Breaks the group, as if `call` had failed in it: for who uses it as a part of something larger
+  // and fails there. No call may be running.
+  void give_up(const Call& call, const std::exception& error) noexcept;
+
  protected:
   explicit HostGroup(GroupOptions options) : ProcessGroup(std::move(options)) {}
   ~HostGroup() override;

@@ -5,7 +5,6 @@
 // before all have arrived at s + 1 and so are done with s.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -26,13 +25,11 @@ static_assert(std::atomic<uint32_t>::is_always_lock_free &&
 
 // What a rank tells of its call, so that all can compare.
 struct ShmNotice {
-  CallShape is;
+  CallNotice call;
   uint64_t zeros_hash = 0;
   // Where its input lies in memory that all can reach; region 0 where it does not.
   uint64_t region = 0;
   int64_t offset = 0;  // in bytes, within the rank's part of the region
-  int64_t rank = 0;    // of the shape
-  std::array<int64_t, kMaxRank> sizes{};
 };
 
 // The bytes under way from one rank to another; `written` and `read` count them modulo 2^32.

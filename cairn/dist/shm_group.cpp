@@ -27,14 +27,6 @@ constexpr int kMostRanks = 1024;
 // Mail is handed over in pieces, so that both ends copy at the same time.
 constexpr int64_t kPiece = 16 << 10;
 
-uint64_t hash_of(const kernels::ZeroRanges& ranges) {
-  uint64_t hash = 0;
-  for (const kernels::ZeroRange& range : ranges)
-    for (int64_t value : {range.begin, range.end})
-      hash = (hash ^ static_cast<uint64_t>(value)) * 0x9e3779b97f4a7c15u + 1;
-  return hash;
-}
-
 // Whether a rank gives one part for every rank.
 bool gives_parts(CallKind kind) {
   return kind == CallKind::reduce_scatter || kind == CallKind::scatter ||
@@ -61,6 +53,7 @@ class ShmGroup : public HostGroup {
         board_(checked(this->options()), Deadline(timeout())),
         regions_(std::make_shared<ShmRegions>()),
         owner_(::getpid()),
+        calls_(static_cast<size_t>(size())),
         bases_(static_cast<size_t>(size())),
         parts_(static_cast<size_t>(size())),
         outs_(static_cast<size_t>(size())) {}
@@ -137,6 +130,7 @@ class ShmGroup : public HostGroup {
   int64_t numel_ =
       0;  // elements of a tensor, or of one of its parts where it has one for each rank
   Stretches stretches_;
+  std::vector<CallNotice> calls_;
   std::vector<std::byte*> bases_;  // the ranks' inputs, where all can be reached
   std::vector<Part> parts_;
   std::vector<void*> outs_;
@@ -165,10 +159,8 @@ void ShmGroup::run(const Call& call) {
 
 void ShmGroup::announce(const Call& call) {
   ShmNotice& notice = board_.next_notice();
-  notice.is = call.is;
-  notice.rank = static_cast<int64_t>(call.shape.size());
-  std::copy(call.shape.begin(), call.shape.end(), notice.sizes.begin());
-  notice.zeros_hash = hash_of(call.zeros);
+  notice.call = CallNotice(call);
+  notice.zeros_hash = kernels::hash_of(call.zeros);
   notice.region = 0;
   // The root of a scatter alone has an input, so the others may have let go of its region.
   if (numel_ == 0 || !call.input.defined() || call.is.kind == CallKind::scatter) return;
@@ -178,17 +170,8 @@ void ShmGroup::announce(const Call& call) {
 }
 
 void ShmGroup::compare(const Call& call) {
-  bool same = true;
-  for (int r = 0; r < size(); ++r) same = same && board_.notice(r).is == call.is;
-  if (same) return;
-  std::string text =
-      cat(describe(call), ": all ranks must give the same call, got in the group '", name(), "'");
-  for (int r = 0; r < size(); ++r) {
-    const ShmNotice& notice = board_.notice(r);
-    const Shape shape(std::span(notice.sizes).first(static_cast<size_t>(notice.rank)));
-    text += cat(r == 0 ? ": rank " : "; rank ", r, ": ", describe(notice.is, shape));
-  }
-  throw CommError(text);
+  for (int r = 0; r < size(); ++r) calls_[static_cast<size_t>(r)] = board_.notice(r).call;
+  if (const auto text = mismatch(call, calls_, name())) throw CommError(*text);
 }
 
 // Whether every rank's input lies in the same region. Such a region is mapped on all of them.
@@ -354,24 +337,19 @@ std::pair<int64_t, int64_t> ShmGroup::shard(int64_t count, int rank) const {
 
 // A message is its notice, then its bytes.
 void ShmGroup::send(const Call& call) {
-  ShmNotice notice;
-  notice.is = call.is;
-  notice.rank = static_cast<int64_t>(call.shape.size());
-  std::copy(call.shape.begin(), call.shape.end(), notice.sizes.begin());
+  const CallNotice notice(call);
   put(call, &notice, sizeof notice);
   put(call, call.input.raw_data(), call.input.nbytes());
 }
 
 void ShmGroup::recv(const Call& call) {
-  ShmNotice notice;
+  CallNotice notice;
   fetch(call, &notice, sizeof notice);
   CallShape expected = call.is;
   expected.kind = CallKind::send;
-  if (!(notice.is == expected)) {
-    const Shape shape(std::span(notice.sizes).first(static_cast<size_t>(notice.rank)));
-    throw CommError(cat(describe(call), ": the sender must give the same, got ",
-                        describe(notice.is, shape, rank())));
-  }
+  if (!(notice.is == expected))
+    throw CommError(
+        cat(describe(call), ": the sender must give the same, got ", describe(notice, rank())));
   fetch(call, call.output.raw_data(), call.output.nbytes());
 }
 

@@ -46,6 +46,17 @@ void for_each_rest(const ZeroRanges& ranges, int64_t numel, Body&& body) {
   if (at < numel) body(at, numel);
 }
 
+// Equal for equal lists and, but for a chance of 2^-64, for these alone.
+inline uint64_t hash_of(const ZeroRanges& ranges) {
+  uint64_t hash = 0;
+  const auto mix = [&](int64_t value) {
+    hash = (hash ^ static_cast<uint64_t>(value)) * 0x9e3779b97f4a7c15u;
+    hash ^= hash >> 32;
+  };
+  for (const ZeroRange& range : ranges) mix(range.begin), mix(range.end);
+  return hash;
+}
+
 // Zeros of one tensor's memory. Where filters lie one behind the other, each has zeros at the same
 // places: a list of all would be as long as there are filters.
 struct ZeroPattern {
