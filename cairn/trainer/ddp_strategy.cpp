@@ -73,6 +73,11 @@ int DDPStrategy::rank() const {
   return environment_.rank;
 }
 
+int DDPStrategy::local_rank() const {
+  if (options_.group) return options_.group->rank();
+  return environment_.local_rank;
+}
+
 int DDPStrategy::world_size() const {
   if (options_.group) return options_.group->size();
   return environment_.world_size;

@@ -40,7 +40,7 @@ class DDPStrategy : public Strategy {
   void set_sync_batchnorm() { options_.sync_batchnorm = true; }
   void start() override;
   int rank() const override;
-  int local_rank() const override { return environment_.local_rank; }
+  int local_rank() const override;
   int world_size() const override;
   Device root_device() const override { return device_; }
   void setup(nn::Module& model) override;

@@ -119,7 +119,8 @@ struct TrainerOptions {
   // "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", or a Strategy.
   StrategyChoice strategy = "auto";
   // With several processes, loaders without a sampler of their own give each process its share: a
-  // DistributedSampler, shuffled where the loader was. batch_size is that of one process.
+  // DistributedSampler, shuffled where the loader was. batch_size is that of one process. Where the
+  // samples do not divide by the processes some are seen twice, in evaluations too.
   bool use_distributed_sampler = true;
   // With several processes: batch normalisation over the batches of all of them.
   bool sync_batchnorm = false;

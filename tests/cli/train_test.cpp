@@ -42,6 +42,27 @@ std::string last_line(std::string text) {
 
 }  // namespace
 
+TEST_CASE("cli: train with two workers is one run with one result") {
+  TempFolder folder;
+  const std::string output = folder.path("run");
+  const Outcome r = train("--workers 2 --max-steps 2 --batch-size 2 --output '" + output + "'");
+  INFO(r.err);
+  REQUIRE(r.status == 0);
+  CHECK(r.out.find("test accuracy: 0.") == 0);  // once, from rank 0
+  const json result = json::parse(read_bytes(output + "/result.json"));
+  CHECK(result["world_size"] == 2);
+  CHECK(result["steps"] == 2);
+  CHECK(std::filesystem::exists(output + "/checkpoints/last.ckpt"));
+  CHECK(!std::filesystem::exists(output + "/checkpoints/last-v1.ckpt"));
+
+  // What a worker cannot do is the error of the run.
+  const Outcome wrong =
+      train("--workers 2 --max-steps 1 --output '" + output + "/result.json/below'");
+  CHECK(wrong.status == 1);
+  CHECK(wrong.err.find("train: --output must be a folder that can be made") != std::string::npos);
+  CHECK(last_line(train("--workers 0").err) == "train: --workers must be 1 to 1024, got 0");
+}
+
 TEST_CASE("cli: train writes its result, metrics and checkpoints, and resumes") {
   TempFolder folder;
   const std::string output = folder.path("run");

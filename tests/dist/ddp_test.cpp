@@ -9,6 +9,9 @@
 #include "cairn/autograd/ops/indexing.h"
 #include "cairn/autograd/ops/reduce.h"
 #include "cairn/dist/local_group.h"
+#include "cairn/dist/ring_group.h"
+#include "cairn/dist/shm_group.h"
+#include "cairn/dist/sync_batch_norm.h"
 #include "cairn/nn/activation.h"
 #include "cairn/nn/conv.h"
 #include "cairn/nn/linear.h"
@@ -95,19 +98,27 @@ struct OneThread {
 };
 
 struct Trained {
-  std::vector<std::vector<float>> parameters, buffers;
+  std::vector<std::vector<float>> parameters;
 };
 
+// Calls body(group) on each rank: threads.
+using OnRanks = std::function<void(int ranks, const std::function<void(const Group&)>& body)>;
+const OnRanks kThreads = [](int ranks, const auto& body) { on_ranks(ranks, body); };
+
 // `steps` steps over batches of 16 from `data`, of which each rank takes its part.
-std::vector<Trained> train(int ranks, int steps, const DdpOptions& options,
-                           int64_t accumulate = 1) {
+std::vector<Trained> train(int ranks, int steps, const DdpOptions& options, int64_t accumulate = 1,
+                           bool with_norm = false, const OnRanks& on = kThreads) {
   const OneThread one;
   const Data data = make_data(64);
   std::vector<Trained> out(static_cast<size_t>(ranks));
-  on_ranks(ranks, [&](const Group& group) {
-    Net net(static_cast<uint64_t>(10 + group->rank()));  // only rank 0's weights count
+  on(ranks, [&](const Group& group) {
+    Net net(static_cast<uint64_t>(10 + group->rank()), with_norm);  // only rank 0's weights count
+    if (with_norm) net.norm->set_replicas(batch_replicas(group));
     DistributedDataParallel ddp(net.named_parameters(), net.named_buffers(), group, options);
-    const auto optimizer = optim::adam(net.parameters(), {.lr = 1e-2});
+    // Where a gradient is 0 but for rounding, as that of a bias before a normalisation, Adam would
+    // make steps of the rounding.
+    const auto optimizer = with_norm ? optim::sgd(net.parameters(), {.lr = 1e-2})
+                                     : optim::adam(net.parameters(), {.lr = 1e-2});
     const int64_t share = 16 / ranks / accumulate;
     for (int step = 0; step < steps; ++step) {
       optimizer->zero_grad();
@@ -138,6 +149,39 @@ TEST_CASE("dist: ddp of several ranks equals one process with the joined batch")
   const auto four = train(4, 20, {});
   for (size_t r = 1; r < 4; ++r) CHECK(four[r].parameters == four[0].parameters);
   CHECK(largest_difference(one[0].parameters, four[0].parameters) < 1e-6);
+}
+
+TEST_CASE("dist: ddp with batch norm over all ranks equals one process with the joined batch") {
+  const auto one = train(1, 20, {}, 1, true);
+  const auto two = train(2, 20, {}, 1, true);
+  CHECK(two[0].parameters == two[1].parameters);
+  CHECK(largest_difference(one[0].parameters, two[0].parameters) < 1e-6);
+}
+
+TEST_CASE("dist: ddp over shared memory and over the ring gives what threads give") {
+  const auto expected = train(2, 10, {.bucket_cap_mb = 0.001, .first_bucket_mb = 0.0001});
+  for (const auto make : {shm_group, ring_group}) {
+    const OnRanks on = [&](int ranks, const auto& body) {
+      const auto store = memory_store();
+      std::vector<std::thread> threads;
+      std::vector<std::string> errors(static_cast<size_t>(ranks));
+      for (int r = 0; r < ranks; ++r)
+        threads.emplace_back([&, r] {
+          errors[static_cast<size_t>(r)] = test::error_of([&] {
+            body(make({.rank = r, .size = ranks, .store = store, .secret = "of this test"}));
+          });
+        });
+      for (std::thread& thread : threads) thread.join();
+      for (const std::string& error : errors) CHECK(error == "no error");
+    };
+    for (const Overlap overlap : {Overlap::boundaries, Overlap::at_end, Overlap::concurrent}) {
+      const auto got =
+          train(2, 10, {.bucket_cap_mb = 0.001, .first_bucket_mb = 0.0001, .overlap = overlap}, 1,
+                false, on);
+      CHECK(got[0].parameters == expected[0].parameters);
+      CHECK(got[1].parameters == expected[0].parameters);
+    }
+  }
 }
 
 TEST_CASE("dist: ddp without sync accumulates, and the closing backward reduces all of it") {

@@ -2,9 +2,11 @@
 // agreed upon.
 #include "cairn/trainer/ddp_strategy.h"
 
+#include <atomic>
 #include <filesystem>
 #include <thread>
 
+#include "cairn/nn/norm.h"
 #include "cairn/tensor/parallel.h"
 #include "cairn/trainer/callbacks/early_stopping.h"
 #include "cairn/trainer/callbacks/model_checkpoint.h"
@@ -263,6 +265,69 @@ TEST_CASE("trainer: processes with different numbers of batches are refused") {
     CHECK(error ==
           "fit: all processes must have equally many training batches, got 4 to 6; a "
           "DistributedSampler gives each the same number");
+}
+
+TEST_CASE("trainer: data is prepared once, and loaders with a sampler stay as they are") {
+  const OneThread one_thread;
+  struct Counting : SyncedModel {
+    explicit Counting(std::atomic<int>& count) : prepared(count) {}
+    void prepare_data() override { ++prepared; }
+    std::atomic<int>& prepared;
+  };
+  std::atomic<int> prepared = 0;
+  std::vector<int64_t> steps(2);
+  on_ranks(2, [&](const Group& group) {
+    const data::TensorDataset set = small_data(16);
+    data::DataLoader loader(
+        set, {.batch_size = 2, .sampler = std::make_shared<data::SequentialSampler>(16)});
+    Counting model(prepared);
+    TrainerOptions o = quiet({.max_epochs = 1});
+    o.strategy = DDPStrategy({.group = group});
+    Trainer trainer(std::move(o));
+    trainer.fit(model, loader);
+    steps[static_cast<size_t>(group->rank())] = trainer.global_step();
+  });
+  CHECK(prepared == 1);
+  CHECK(steps == std::vector<int64_t>{8, 8});
+}
+
+TEST_CASE("trainer: batch norm over all processes is switched on for the fit") {
+  const OneThread one_thread;
+  struct Normed : TrainingModule {
+    nn::Linear in{child("in"), 3, 4};
+    nn::BatchNorm1d norm{child("norm"), 4};
+    nn::Linear out{child("out"), 4, 2};
+    Normed() {
+      Generator generator(3);
+      for (const auto& [name, p] : named_parameters())
+        if (p.dim() > 1) raw::copy_(p, randn(p.shape(), {}, generator));
+    }
+    Tensor training_step(const Batch& batch, int64_t) override {
+      return mse_loss(out(norm(in(batch.input))), batch.target);
+    }
+    OptimizerConfig configure_optimizers() override {
+      return optim::sgd(parameters(), {.lr = 0.05});
+    }
+  };
+  const auto fit = [](int ranks, bool sync) {
+    std::vector<std::vector<float>> out(static_cast<size_t>(ranks));
+    on_ranks(ranks, [&](const Group& group) {
+      const data::TensorDataset set = small_data(48);
+      data::DataLoader loader(set, {.batch_size = 8 / ranks, .shuffle = true});
+      Normed model;
+      TrainerOptions o = quiet({.max_epochs = 3, .sync_batchnorm = sync});
+      o.strategy = DDPStrategy({.group = group});
+      Trainer trainer(std::move(o));
+      trainer.fit(model, loader);
+      out[static_cast<size_t>(group->rank())] = values_of(model);
+    });
+    return out;
+  };
+  const auto one = fit(1, true);
+  const auto two = fit(2, true);
+  CHECK(two[0] == two[1]);
+  CHECK(largest_difference(one[0], two[0]) < 1e-5);
+  CHECK(largest_difference(one[0], fit(2, false)[0]) > 1e-3);
 }
 
 TEST_CASE("trainer: the error of one process is what the others fail by") {
