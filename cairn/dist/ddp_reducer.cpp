@@ -76,9 +76,12 @@ void DistributedDataParallel::Reducer::collect_zeros(size_t bucket) {
     check(memory.defined() && memory.raw_data() == leaf.gradient_view.raw_data(),
           "ddp: gradients must stay where they were when ddp was made, got those of ", leaf.name,
           " elsewhere; make ddp after moving the module and making the optimizer");
-    const kernels::ZeroRanges& zeros = grad_zeros(leaf.parameter);
-    zeros_known_[*at] = zeros.empty() ? 0 : 1;
-    for (const kernels::ZeroRange& range : zeros)
+    // Those of a GPU repeat for every filter; its groups reduce all that there is.
+    const kernels::ZeroPattern& zeros = grad_zeros(leaf.parameter);
+    const bool known = !zeros.empty() && zeros.period == 0;
+    zeros_known_[*at] = known ? 1 : 0;
+    if (!known) continue;
+    for (const kernels::ZeroRange& range : zeros.ranges)
       kernels::append_range(b.zeros, {leaf.offset + range.begin, leaf.offset + range.end});
   }
 }

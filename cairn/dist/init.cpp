@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "cairn/dist/auto_group.h"
 #include "cairn/dist/local_group.h"
 #include "cairn/dist/ring_group.h"
 #include "cairn/dist/shm_group.h"
@@ -21,20 +22,14 @@ struct Backend {
   const char* name;
   Factory make;
 };
-// "auto" is one of the others.
-constexpr std::array kBackends = {Backend{"auto", nullptr}, Backend{"local", local_group},
+constexpr std::array kBackends = {Backend{"auto", auto_group}, Backend{"local", local_group},
                                   Backend{"ring", ring_group}, Backend{"shm", shm_group}};
 
-Factory fastest(const ClusterEnvironment& e) {
-  if (e.world_size == 1) return local_group;
-  return e.num_nodes == 1 ? shm_group : ring_group;
-}
-
-Factory factory_of(const std::string& name, const ClusterEnvironment& e) {
+Factory factory_of(const std::string& name) {
   std::array<const char*, kBackends.size()> names{};
   for (size_t i = 0; i < kBackends.size(); ++i) {
     names[i] = kBackends[i].name;
-    if (name == names[i]) return kBackends[i].make != nullptr ? kBackends[i].make : fastest(e);
+    if (name == names[i]) return kBackends[i].make;
   }
   fail("init_process_group: backend must be ", one_of(names), ", got '", name, "'",
        did_you_mean(name, names));
@@ -100,7 +95,7 @@ std::shared_ptr<TcpStore> meet(const ClusterEnvironment& e, const InitOptions& o
 
 std::shared_ptr<ProcessGroup> init_process_group(const ClusterEnvironment& e,
                                                  const InitOptions& o) {
-  const Factory make = factory_of(o.backend, e);
+  const Factory make = factory_of(o.backend);
   check(o.timeout.count() > 0, "init_process_group: timeout must be above 0, got ",
         o.timeout.count(), " ms");
   check(e.world_size >= 1 && e.rank >= 0 && e.rank < e.world_size,

@@ -11,7 +11,8 @@
 namespace cairn::dist {
 
 struct InitOptions {
-  // "auto" (the fastest for these processes), "local" (of one process), "ring", "shm"
+  // "auto" (what is fastest between these processes, see auto_group), "local" (of one process),
+  // "ring", "shm"
   std::string backend = "auto";
   // Of meeting the others, and of every call of the group.
   Milliseconds timeout = kDefaultTimeout;
