@@ -223,7 +223,7 @@ TEST_CASE("dist: ddp buckets are ranges of the gradients in reverse order") {
 // A convolution of which one pixel meets the middle tap alone.
 struct DeadTaps {
   nn::Conv2d conv{64, 64, 3, {.padding = 1, .bias = false}};
-  kernels::ZeroRanges zeros_after_step(int64_t size) {
+  kernels::ZeroPattern zeros_after_step(int64_t size) {
     conv.zero_grad();
     backward(sum(conv(full({1, 64, size, size}, 1))));
     return grad_zeros(conv.weight);
@@ -235,11 +235,11 @@ TEST_CASE("dist: ddp keeps what is known of zeros, where all ranks agree") {
   on_ranks(2, [&](const Group& group) {
     DeadTaps net;
     DistributedDataParallel ddp(net.conv.named_parameters(), {}, group);
-    const kernels::ZeroRanges known = net.zeros_after_step(1);
+    const kernels::ZeroPattern known = net.zeros_after_step(1);
     RANK_CHECK(!known.empty());
     RANK_CHECK(net.zeros_after_step(1) == known);
     const float* memory = autograd_meta(net.conv.weight)->grad.data<float>();
-    for (const kernels::ZeroRange& range : known)
+    for (const kernels::ZeroRange& range : known.ranges)
       for (int64_t i = range.begin; i < range.end; ++i) RANK_CHECK(memory[i] == 0);
   });
 }
