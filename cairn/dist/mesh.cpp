@@ -196,7 +196,7 @@ int Mesh::wait(std::span<const Wish> wishes, Milliseconds at_most) {
   return -1;
 }
 
-void Mesh::abort() noexcept {
+void Mesh::cut() noexcept {
   for (const auto& link : links_)
     if (link) link->end();
 }

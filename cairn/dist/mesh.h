@@ -37,7 +37,7 @@ class Mesh {
   void ignore(int rank) { ignored_[static_cast<size_t>(rank)] = true; }
 
   // Ends all connections; peers notice at once.
-  void abort() noexcept;
+  void cut() noexcept;
   // Ends them after what was sent has arrived.
   void leave() noexcept;
 

@@ -48,7 +48,7 @@ class RingGroup : public HostGroup {
   void run(const Call& call) override;
   void failed(const Call& call, const std::exception& error) noexcept override {
     diagnosis_.failed(call, error.what());
-    mesh_.abort();
+    mesh_.cut();
   }
   void walk(const Call& call);
   const RingPlan& plan_for(const Call& call, int64_t numel);
@@ -138,11 +138,11 @@ void RingGroup::run(const Call& call) {
   } catch (const PeerLost& lost) {
     // Whoever waits for this rank is to hear of it now, and to leave word too.
     diagnosis_.waits(call);
-    mesh_.abort();
+    mesh_.cut();
     throw CommError(diagnosis_.lost(call, lost.peer));
   } catch (const CallsDiffer&) {
     diagnosis_.waits(call);
-    mesh_.abort();
+    mesh_.cut();
     throw CommError(diagnosis_.mismatch(call));
   } catch (const FrameDamaged& damaged) {
     throw CommError(cat(describe(call), ": on the way from rank ", damaged.peer, " to rank ",

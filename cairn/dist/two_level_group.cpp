@@ -1,6 +1,6 @@
 // TwoLevelGroup: groups inside the hosts, one between their leaders, and one of all.
-// Invariant: before anything else of a call is done, all ranks have compared it over the group of
-// all; so the groups below agree too, and each call is one of the group of all.
+// Invariant: before anything else of a collective is done, all ranks have compared it over the group
+// of all; so the groups below agree too.
 #include "cairn/dist/two_level_group.h"
 
 #include <algorithm>
@@ -45,8 +45,10 @@ class TwoLevelGroup : public HostGroup {
 
  private:
   void run(const Call& call) override;
-  // The others may wait in any of the groups.
+  // The others may wait in any of the groups; but not where all of them hear of a mismatch, which
+  // must reach them whole.
   void failed(const Call& call, const std::exception& error) noexcept override {
+    if (mismatched_) return;
     for (const auto& group : {inside_, leaders_, all_})
       if (group) group->give_up(call, error);
   }
@@ -75,6 +77,7 @@ class TwoLevelGroup : public HostGroup {
   std::vector<int> leader_ranks_;  // the first rank of each host, ascending
   std::vector<int> own_host_;      // the ranks that share this one's memory, ascending
   std::shared_ptr<HostGroup> all_, inside_, leaders_;  // null where this rank has none
+  bool mismatched_ = false;
 };
 
 TwoLevelGroup::TwoLevelGroup(GroupOptions options, std::vector<int> hosts)
@@ -107,18 +110,12 @@ void TwoLevelGroup::run(const Call& call) {
 }
 
 void TwoLevelGroup::walk(const Call& call) {
-  switch (call.is.kind) {
-    case CallKind::all_reduce:
-      return all_reduce(call, compare(call));
-    case CallKind::broadcast:
-      compare(call);
-      return broadcast(call);
-    case CallKind::barrier:
-      compare(call);
-      return;
-    default:
-      return through_all(call);
-  }
+  const CallKind kind = call.is.kind;
+  if (kind == CallKind::send || kind == CallKind::recv) return through_all(call);
+  const bool same_zeros = compare(call);
+  if (kind == CallKind::all_reduce) return all_reduce(call, same_zeros);
+  if (kind == CallKind::broadcast) return broadcast(call);
+  if (kind != CallKind::barrier) through_all(call);
 }
 
 bool TwoLevelGroup::compare(const Call& call) {
@@ -136,7 +133,10 @@ bool TwoLevelGroup::compare(const Call& call) {
     calls[static_cast<size_t>(r)] = notice.call;
     same_zeros = same_zeros && notice.zeros_hash == own.zeros_hash;
   }
-  if (const auto text = mismatch(call, calls, name())) throw CommError(*text);
+  if (const auto text = mismatch(call, calls, name())) {
+    mismatched_ = true;
+    throw CommError(*text);
+  }
   return same_zeros;
 }
 

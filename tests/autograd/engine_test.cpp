@@ -108,7 +108,7 @@ TEST_CASE("autograd: hooks without the gradient leave its zeros known") {
     return record("half", raw::clone(t), {t}, [](Grads& g) {
       const Dst d = g.dst_with_zeros(0);
       d.tensor.data<float>()[0] = d.tensor.data<float>()[1] = 1;
-      d.zeros->append({2, 4});
+      *d.zeros = kernels::ZeroPattern{{{2, 4}}};
     });
   };
   backward(sum(half(x)));
