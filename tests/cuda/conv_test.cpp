@@ -3,9 +3,8 @@
 
 #include <cmath>
 #include <span>
-#include <string_view>
 
-#include "cairn/kernels/cuda/dnn_graph.h"
+#include "cairn/kernels/cuda/dnn_conv.h"
 #include "cairn/tensor/capture.h"
 #include "cairn/tensor/cuda.h"
 #include "cairn/tensor/random.h"
@@ -13,6 +12,7 @@
 #include "tests/catch.h"
 #include "tests/cuda/emulator/emulator_control.h"
 #include "tests/cuda/emulator/fake_dnn.h"
+#include "tests/cuda/h100.h"
 #include "tests/cuda/values.h"
 
 using namespace cairn;
@@ -307,33 +307,16 @@ TEST_CASE("cuda: the installed cuDNN takes our descriptions") {
                         kernels::cuda::ConvKind::bwd_weight})
         for (bool add : {false, true}) {
           // Without a device there is no handle, and a graph is as far as descriptions go.
-          const kernels::cuda::DnnGraph graph(
-              api, nullptr,
-              {.kind = kind,
-               .shape = kernels::cuda::conv_shape(c.x, c.w, c.y(), c.p),
-               .dtype = dtype,
-               .add = add});
+          const kernels::cuda::DnnGraph graph =
+              kernels::cuda::conv_graph(api, nullptr,
+                                        {.kind = kind,
+                                         .shape = kernels::cuda::conv_shape(c.x, c.w, c.y(), c.p),
+                                         .dtype = dtype,
+                                         .add = add});
           ++made;
         }
   CHECK(made == 108);
 }
-
-namespace {
-
-// An H100, as cuDNN 9 writes a device down.
-constexpr std::string_view kH100 = R"({
-    "maxGridSize": [2147483647, 65535, 65535], "maxBlockSize": [1024, 1024, 64],
-    "regsPerBlock": 65536, "multiProcessorCount": 132, "warpSize": 32,
-    "maxSharedMemoryPerBlock": 49152, "maxSharedMemoryPerBlockOptin": 232448,
-    "reservedSharedMemoryPerBlock": 1024, "maxRegistersPerSM": 65536, "maxCtasPerSM": 32,
-    "maxThreadsPerBlock": 1024, "maxThreadsPerSM": 2048, "pciDeviceId": 0,
-    "isTccDriver": 0, "supportCoopLaunch": 1, "smClockRateKHz": 1980000,
-    "memClockRateKHz": 2619000, "l2CacheSize": 52428800, "totalGlobalMem": 85029158912,
-    "cudaDeviceId": 0, "deviceVer": 900, "driverVer": 13000,
-    "deviceName": "NVIDIA H100 80GB HBM3"
-})";
-
-}  // namespace
 
 TEST_CASE("cuda: the installed cuDNN has plans for an H100, also when they come from disk") {
   kernels::cuda::DnnApi api{};
@@ -342,10 +325,8 @@ TEST_CASE("cuda: the installed cuDNN has plans for an H100, also when they come 
     WARN("not tried against cuDNN: " << why);
     return;
   }
-  kernels::cuda::Descriptor device(api, CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
-  device.set(CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
-             std::span<const char>(kH100.data(), kH100.size()));
-  if (!device.try_finalize()) {
+  const std::optional<kernels::cuda::Descriptor> device = test::h100(api);
+  if (!device) {
     WARN("not tried against cuDNN: version " << api.version() << " writes devices another way");
     return;
   }
@@ -356,15 +337,15 @@ TEST_CASE("cuda: the installed cuDNN has plans for an H100, also when they come 
         for (bool strict : {false, true}) {
           INFO(name_of(dtype) << " " << static_cast<int>(kind) << add << strict);
           const Problem c{{128, 64, 7, 7}, {64, 64, 3, 3}, {.pad_h = 1, .pad_w = 1}};
-          const kernels::cuda::DnnGraph graph(
-              api, nullptr,
-              {.kind = kind,
-               .shape = kernels::cuda::conv_shape(c.x, c.w, c.y(), c.p),
-               .dtype = dtype,
-               .add = add,
-               .tf32 = !strict,
-               .deterministic = strict},
-              &device);
+          const kernels::cuda::DnnGraph graph =
+              kernels::cuda::conv_graph(api, nullptr,
+                                        {.kind = kind,
+                                         .shape = kernels::cuda::conv_shape(c.x, c.w, c.y(), c.p),
+                                         .dtype = dtype,
+                                         .add = add,
+                                         .tf32 = !strict,
+                                         .deterministic = strict},
+                                        &*device);
           bool built = false;
           for (kernels::cuda::Descriptor& config : graph.recommended(CUDNN_HEUR_MODE_A)) {
             if (built || !graph.allowed(config)) continue;

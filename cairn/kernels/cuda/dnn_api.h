@@ -30,7 +30,7 @@ struct DnnApi {
 };
 // Opens the library; false with the reason in *why.
 bool load_dnn(DnnApi* api, std::string* why);
-// What convolutions use instead of the installed library; null: the installed one. For tests.
+// What is used instead of the installed library; null: the installed one. For tests.
 // Forgets all plans.
 void set_dnn_api(const DnnApi* api);
 

@@ -1,39 +1,53 @@
-// A convolution as cuDNN's graph of one operation, and the plans that can run it.
+// A graph of cuDNN's operations, and the plans that can run it.
 // Invariant: a Plan keeps alive all that the library's plan was made of.
 #pragma once
 
+#include <array>
 #include <memory>
+#include <vector>
 
-#include "cairn/kernels/cuda/conv.h"
 #include "cairn/kernels/cuda/dnn_api.h"
 #include "cairn/kernels/cuda/dnn_plan_store.h"
 #include "cairn/tensor/dtype.h"
 
 namespace cairn::kernels::cuda {
 
-// Names of the tensors in a graph and in a call.
-enum DnnTensor : int64_t { kDnnX = 1, kDnnW = 2, kDnnY = 3 };
+// The library's name of a dtype.
+cudnnDataType_t dnn_type(DType dtype);
 
-struct DnnProblem {
-  ConvKind kind = ConvKind::fwd;
-  ConvShape shape{};
+// A tensor of a graph, [a, b, c, d] in memory as [a, c, d, b].
+struct DnnTensor {
+  // Where a call finds it: in the pointers it is given, there on the host, or nowhere.
+  enum class Place : uint8_t { device, host, inside };
+
+  int64_t id;
+  DType dtype;
+  std::array<int64_t, 4> sizes;
+  int64_t alignment = 16;  // bytes
+  Place place = Place::device;
+
+  Descriptor make(const DnnApi& api) const;
+};
+
+// Which engines may run a graph.
+struct DnnRules {
   DType dtype = DType::f32;
-  bool add = false;        // to what the result holds
-  int64_t alignment = 16;  // bytes, of all three tensors
-  bool tf32 = true;        // f32 may be rounded to TF32
+  bool tf32 = true;  // f32 may be rounded to TF32
   bool deterministic = false;
 };
 
 class DnnGraph {
  public:
-  // Without a handle nothing can run; with `properties`, a finalised DEVICEPROP descriptor that
-  // outlives the graph, plans can still be made, for a device that need not be there.
-  DnnGraph(const DnnApi& api, cudnnHandle_t handle, const DnnProblem& problem,
+  // `parts` are what the operations are made of. Without a handle nothing can run; with
+  // `properties`, a finalised DEVICEPROP descriptor that outlives the graph, plans can still be
+  // made, for a device that need not be there.
+  DnnGraph(const DnnApi& api, cudnnHandle_t handle, const DnnRules& rules,
+           std::vector<Descriptor> parts, std::vector<Descriptor> operations,
            const Descriptor* properties = nullptr);
 
   // Configurations that heuristics recommend, best first; empty where they know none.
   std::vector<Descriptor> recommended(cudnnBackendHeurMode_t mode) const;
-  // Whether the settings of the problem allow the configuration's engine.
+  // Whether the rules allow the configuration's engine.
   bool allowed(const Descriptor& config) const;
   PlanChoice choice_of(const Descriptor& config) const;
 
@@ -47,10 +61,10 @@ class DnnGraph {
   std::unique_ptr<Plan> build(const PlanChoice& choice) const;
 
  private:
-  const DnnApi& api_;
+  const DnnApi* api_;
   cudnnHandle_t handle_;
   const Descriptor* properties_;
-  DnnProblem problem_;
+  DnnRules rules_;
   std::vector<Descriptor> parts_;
   Descriptor graph_;
 };
