@@ -1,9 +1,10 @@
 // cuDNN's graph API over host memory: descriptors that are checked when they are finalised, engines
 // with notes, workspaces and knobs.
 #include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -17,6 +18,7 @@ namespace {
 DnnLog log;
 size_t version_number = 91900;
 bool adding_refused = false;
+bool running_refused = false;
 Known known = Known::all;
 std::string last_error;
 
@@ -24,91 +26,6 @@ cudnnStatus_t refuse(const std::string& text, cudnnStatus_t status = CUDNN_STATU
   last_error = text;
   complain("cuDNN: " + text);
   return status;
-}
-
-size_t size_of(cudnnBackendAttributeType_t type) {
-  switch (type) {
-    case CUDNN_TYPE_BOOLEAN:
-    case CUDNN_TYPE_CHAR:
-      return 1;
-    case CUDNN_TYPE_FLOAT:
-    case CUDNN_TYPE_DATA_TYPE:
-    case CUDNN_TYPE_CONVOLUTION_MODE:
-    case CUDNN_TYPE_HEUR_MODE:
-    case CUDNN_TYPE_KNOB_TYPE:
-    case CUDNN_TYPE_NUMERICAL_NOTE:
-      return 4;
-    default:
-      return 8;
-  }
-}
-
-// What may be set on which descriptor, and as what.
-struct Rule {
-  cudnnBackendDescriptorType_t node;
-  cudnnBackendAttributeName_t name;
-  cudnnBackendAttributeType_t type;
-};
-constexpr Rule kRules[] = {
-    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE},
-    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE},
-    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_CONV_MODE,
-     CUDNN_TYPE_CONVOLUTION_MODE},
-    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64},
-    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT},
-    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT},
-    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kForward, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, CUDNN_TYPE_FLOAT},
-    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA, CUDNN_TYPE_FLOAT},
-    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kData, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, CUDNN_TYPE_FLOAT},
-    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA, CUDNN_TYPE_FLOAT},
-    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {kFilter, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, CUDNN_ATTR_OPERATIONGRAPH_OPS,
-     CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE},
-    {CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH,
-     CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE},
-    {CUDNN_BACKEND_ENGINE_DESCRIPTOR, CUDNN_ATTR_ENGINE_OPERATION_GRAPH,
-     CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {CUDNN_BACKEND_ENGINE_DESCRIPTOR, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE},
-    {CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, CUDNN_ATTR_ENGINECFG_ENGINE,
-     CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
-     CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE},
-    {CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG,
-     CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64},
-    {CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
-     CUDNN_TYPE_VOID_PTR},
-    {CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR},
-};
-
-// Optional ones; all others of a descriptor's rules must be set before it is finalised.
-bool is_optional(cudnnBackendAttributeName_t name) {
-  return name == CUDNN_ATTR_ENGINECFG_KNOB_CHOICES || name == CUDNN_ATTR_VARIANT_PACK_WORKSPACE ||
-         name == CUDNN_ATTR_OPERATIONGRAPH_HANDLE;
 }
 
 // --- engines -------------------------------------------------------------------------------------
@@ -127,7 +44,8 @@ const std::vector<Engine>& engines() {
        false},
       {kTensorEngine, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, 3000, true},
       {kExactEngine, {}, 0, false},
-      {kFallbackEngine, {}, 16, false}};
+      {kFallbackEngine, {}, 16, false},
+      {kNormEngine, {}, 2000, true}};
   return all;
 }
 const Engine* engine_at(int64_t index) {
@@ -137,8 +55,32 @@ const Engine* engine_at(int64_t index) {
 }
 constexpr int64_t kKnobValue = 3;  // of those, 0 to 7, that the engine's knob can have
 
-std::vector<int64_t> recommended(cudnnBackendHeurMode_t mode, const Operation& op) {
-  if (known == Known::nothing || (op.beta != 0 && adding_refused)) return {};
+// The operations behind a graph, engine, configuration or plan.
+std::vector<Node*> operations_behind(const Node* node) {
+  switch (node->type) {
+    case CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR:
+      return node->all<Node*>(CUDNN_ATTR_OPERATIONGRAPH_OPS);
+    case CUDNN_BACKEND_ENGINE_DESCRIPTOR:
+      return operations_behind(node->node(CUDNN_ATTR_ENGINE_OPERATION_GRAPH));
+    case CUDNN_BACKEND_ENGINECFG_DESCRIPTOR:
+      return operations_behind(node->node(CUDNN_ATTR_ENGINECFG_ENGINE));
+    default:
+      return operations_behind(node->node(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG));
+  }
+}
+bool adds(const std::vector<Node*>& operations) {
+  return !is_norm(operations) && operation_of(operations.front()).beta != 0;
+}
+
+std::vector<int64_t> recommended(cudnnBackendHeurMode_t mode,
+                                 const std::vector<Node*>& operations) {
+  if (known == Known::nothing || (adds(operations) && adding_refused)) return {};
+  if (is_norm(operations)) {
+    // As the library: what it cannot do has no engine, and is no error.
+    NormOperation op;
+    return read_norm(operations, &op).empty() ? std::vector<int64_t>{kNormEngine}
+                                              : std::vector<int64_t>{};
+  }
   if (mode == CUDNN_HEUR_MODE_FALLBACK) return {kFallbackEngine};
   if (known == Known::fallback) return {};
   return {kHugeEngine, kChanceEngine, kTensorEngine, kExactEngine};
@@ -162,10 +104,11 @@ cudnnStatus_t set(cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName
                   cudnnBackendAttributeType_t type, int64_t count, const void* values) {
   Node* const node = as_node(descriptor);
   if (node->finalized) return refuse("a finalised descriptor must not change");
-  const auto rule = std::find_if(std::begin(kRules), std::end(kRules), [&](const Rule& r) {
+  const std::span<const DnnRule> rules = dnn_rules();
+  const auto rule = std::find_if(rules.begin(), rules.end(), [&](const DnnRule& r) {
     return r.node == node->type && r.name == name;
   });
-  if (rule == std::end(kRules)) return refuse("attribute must belong to the descriptor");
+  if (rule == rules.end()) return refuse("attribute must belong to the descriptor");
   if (rule->type != type)
     return refuse("attribute must have its type", CUDNN_STATUS_BAD_PARAM_ATTRIBUTE_TYPE);
   if (count < 1 || values == nullptr) return refuse("attribute must have a value");
@@ -186,6 +129,7 @@ cudnnStatus_t check_tensor(const Node& node) {
   if (t.sizes.size() != 4 || t.strides.size() != 4) return refuse("a tensor must be 4-d");
   for (int64_t size : t.sizes)
     if (size < 1) return refuse("sizes must be positive");
+  if (t.inside && t.by_value) return refuse("a tensor must be in one place");
   if (t.alignment < 1 || (t.alignment & (t.alignment - 1)) != 0)
     return refuse("alignment must be a power of two");
   return CUDNN_STATUS_SUCCESS;
@@ -226,20 +170,6 @@ cudnnStatus_t check_config(const Node& node) {
   return CUDNN_STATUS_SUCCESS;
 }
 
-// The operation behind a graph, engine, configuration or plan.
-const Node* operation_behind(const Node* node) {
-  switch (node->type) {
-    case CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR:
-      return node->node(CUDNN_ATTR_OPERATIONGRAPH_OPS);
-    case CUDNN_BACKEND_ENGINE_DESCRIPTOR:
-      return operation_behind(node->node(CUDNN_ATTR_ENGINE_OPERATION_GRAPH));
-    case CUDNN_BACKEND_ENGINECFG_DESCRIPTOR:
-      return operation_behind(node->node(CUDNN_ATTR_ENGINECFG_ENGINE));
-    default:
-      return operation_behind(node->node(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG));
-  }
-}
-
 cudnnStatus_t check_node(const Node& node) {
   switch (node.type) {
     case CUDNN_BACKEND_TENSOR_DESCRIPTOR:
@@ -263,7 +193,7 @@ cudnnStatus_t check_node(const Node& node) {
     case CUDNN_BACKEND_ENGINECFG_DESCRIPTOR:
       return check_config(node);
     case CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR:
-      if (adding_refused && operation_of(operation_behind(&node)).beta != 0)
+      if (adding_refused && adds(operations_behind(&node)))
         return refuse("adding", CUDNN_STATUS_NOT_SUPPORTED);
       return CUDNN_STATUS_SUCCESS;
     default:
@@ -274,7 +204,7 @@ cudnnStatus_t check_node(const Node& node) {
 cudnnStatus_t finalize(cudnnBackendDescriptor_t descriptor) {
   Node* const node = as_node(descriptor);
   if (node->finalized) return refuse("a descriptor must be finalised once");
-  for (const Rule& rule : kRules)
+  for (const DnnRule& rule : dnn_rules())
     if (rule.node == node->type && !is_optional(rule.name) && !node->has(rule.name))
       return refuse("attribute " + std::to_string(rule.name) + " must be set",
                     CUDNN_STATUS_BAD_PARAM_NULL_POINTER);
@@ -311,7 +241,7 @@ std::vector<Node> results_of(const Node& heuristics) {
   std::vector<Node> found;
   for (int64_t index :
        recommended(heuristics.one<cudnnBackendHeurMode_t>(CUDNN_ATTR_ENGINEHEUR_MODE),
-                   operation_of(operation_behind(graph)))) {
+                   operations_behind(graph))) {
     Node config{CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, true, {}};
     config.put<Node*>(CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR,
                       {engine_node(graph, index)});
@@ -371,25 +301,43 @@ struct Handle {
   cudaStream_t stream = nullptr;
 };
 
+// Pointers of a call by name; false, having refused, where one is missing or wrong.
+bool find_pointers(const Node& pack, const std::vector<const TensorView*>& tensors,
+                   std::map<int64_t, char*>* out) {
+  const auto uids = pack.all<int64_t>(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
+  const auto pointers = pack.all<char*>(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
+  if (uids.size() != pointers.size()) return refuse("each name must have a pointer"), false;
+  for (const TensorView* t : tensors) {
+    for (size_t i = 0; i < uids.size(); ++i)
+      if (uids[i] == t->uid) (*out)[t->uid] = pointers[i];
+    char*& found = (*out)[t->uid];
+    if (found == nullptr) return refuse("every tensor must have a pointer"), false;
+    if (!t->by_value && reinterpret_cast<uintptr_t>(found) % static_cast<uintptr_t>(t->alignment))
+      return refuse("pointers must be aligned"), false;
+  }
+  return true;
+}
+
 cudnnStatus_t execute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
                       cudnnBackendDescriptor_t pack) {
   const Node& chosen = *as_node(plan);
   const Node& given = *as_node(pack);
   if (!chosen.finalized || !given.finalized)
     return refuse("plan and pack must be finalised", CUDNN_STATUS_BAD_PARAM_NOT_FINALIZED);
-  const Operation op = operation_of(operation_behind(&chosen));
-  const auto uids = given.all<int64_t>(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
-  const auto pointers = given.all<char*>(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
-  if (uids.size() != pointers.size()) return refuse("each name must have a pointer");
-  std::array<char*, 3> found{};
-  const TensorView* const views[] = {&op.x, &op.w, &op.y};
-  for (size_t t = 0; t < 3; ++t) {
-    for (size_t i = 0; i < uids.size(); ++i)
-      if (uids[i] == views[t]->uid) found[t] = pointers[i];
-    if (found[t] == nullptr) return refuse("every tensor must have a pointer");
-    if (reinterpret_cast<uintptr_t>(found[t]) % static_cast<uintptr_t>(views[t]->alignment) != 0)
-      return refuse("pointers must be aligned", CUDNN_STATUS_BAD_PARAM_MISALIGNED_POINTER);
-  }
+  if (running_refused) return refuse("running", CUDNN_STATUS_EXECUTION_FAILED);
+  const std::vector<Node*> operations = operations_behind(&chosen);
+  const bool norm = is_norm(operations);
+  NormOperation norm_op;
+  Operation op{};
+  if (norm)
+    read_norm(operations, &norm_op);
+  else
+    op = operation_of(operations.front());
+  std::map<int64_t, char*> found;
+  if (!find_pointers(given,
+                     norm ? norm_op.tensors() : std::vector<const TensorView*>{&op.x, &op.w, &op.y},
+                     &found))
+    return CUDNN_STATUS_BAD_PARAM;
   const Node* const engine =
       chosen.node(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG)->node(CUDNN_ATTR_ENGINECFG_ENGINE);
   const auto index = engine->one<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
@@ -401,11 +349,16 @@ cudnnStatus_t execute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
   const auto& notes = engine_at(index)->notes;
   const bool rounds =
       std::find(notes.begin(), notes.end(), CUDNN_NUMERICAL_NOTE_TENSOR_CORE) != notes.end();
-  ++log.executions;
+  ++(norm ? log.norms : log.executions);
   log.last_engine = index;
-  enqueue(reinterpret_cast<Handle*>(handle)->stream, [op, found, rounds, scratch, workspace] {
+  // Numbers are read now, tensors in the stream's turn.
+  const float eps = norm_op.eps.uid != 0 ? *reinterpret_cast<float*>(found[norm_op.eps.uid]) : 0;
+  enqueue(reinterpret_cast<Handle*>(handle)->stream, [=]() mutable {
     if (workspace > 0) std::memset(scratch, 0xEE, static_cast<size_t>(workspace));
-    compute_convolution(op, found[0], found[1], found[2], rounds);
+    if (norm)
+      compute_norm(norm_op, found, eps);
+    else
+      compute_convolution(op, found[op.x.uid], found[op.w.uid], found[op.y.uid], rounds);
   });
   return CUDNN_STATUS_SUCCESS;
 }
@@ -450,6 +403,7 @@ DnnLog& dnn_log() { return log; }
 const kernels::cuda::DnnApi& fake_dnn() { return kFake; }
 void set_dnn_version(size_t version) { version_number = version; }
 void refuse_adding(bool on) { adding_refused = on; }
+void refuse_running(bool on) { running_refused = on; }
 void set_known_engines(Known engines) { known = engines; }
 
 }  // namespace cairn::emulator

@@ -24,20 +24,8 @@ int64_t place_of(const TensorView& t, int64_t a, int64_t b, int64_t c, int64_t d
   return a * t.strides[0] + b * t.strides[1] + c * t.strides[2] + d * t.strides[3];
 }
 double load(const Call& call, const TensorView& t, const char* data, int64_t at, bool input) {
-  if (t.type == CUDNN_DATA_BFLOAT16)
-    return static_cast<float>(reinterpret_cast<const bfloat16*>(data)[at]);
-  if (t.type == CUDNN_DATA_HALF)
-    return static_cast<float>(reinterpret_cast<const float16*>(data)[at]);
-  const double value = reinterpret_cast<const float*>(data)[at];
-  return input && call.rounds ? to_tf32(value) : value;
-}
-void store(const TensorView& t, char* data, int64_t at, double value) {
-  if (t.type == CUDNN_DATA_BFLOAT16)
-    reinterpret_cast<bfloat16*>(data)[at] = bfloat16(static_cast<float>(value));
-  else if (t.type == CUDNN_DATA_HALF)
-    reinterpret_cast<float16*>(data)[at] = float16(static_cast<float>(value));
-  else
-    reinterpret_cast<float*>(data)[at] = static_cast<float>(value);
+  const double value = load_element(t.type, data, at);
+  return input && call.rounds && t.type == CUDNN_DATA_FLOAT ? to_tf32(value) : value;
 }
 
 // Calls body(x, w, y offsets) for all that meet.
@@ -63,6 +51,22 @@ void for_each_product(const Operation& op, Body&& body) {
 
 }  // namespace
 
+double load_element(cudnnDataType_t type, const char* data, int64_t at) {
+  if (type == CUDNN_DATA_BFLOAT16)
+    return static_cast<float>(reinterpret_cast<const bfloat16*>(data)[at]);
+  if (type == CUDNN_DATA_HALF)
+    return static_cast<float>(reinterpret_cast<const float16*>(data)[at]);
+  return reinterpret_cast<const float*>(data)[at];
+}
+void store_element(cudnnDataType_t type, char* data, int64_t at, double value) {
+  if (type == CUDNN_DATA_BFLOAT16)
+    reinterpret_cast<bfloat16*>(data)[at] = bfloat16(static_cast<float>(value));
+  else if (type == CUDNN_DATA_HALF)
+    reinterpret_cast<float16*>(data)[at] = float16(static_cast<float>(value));
+  else
+    reinterpret_cast<float*>(data)[at] = static_cast<float>(value);
+}
+
 void compute_convolution(const Operation& op, char* x, char* w, char* y, bool rounds) {
   const Call call{op, x, w, y, rounds};
   const TensorView& out = op.type == kForward ? op.y : op.type == kData ? op.x : op.w;
@@ -84,7 +88,7 @@ void compute_convolution(const Operation& op, char* x, char* w, char* y, bool ro
     const auto at = static_cast<int64_t>(i);
     double value = op.alpha * sums[i];
     if (op.beta != 0) value += op.beta * load(call, out, result, at, false);
-    store(out, result, at, value);
+    store_element(out.type, result, at, value);
   }
 }
 

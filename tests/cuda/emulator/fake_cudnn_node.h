@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <span>
+#include <string>
 #include <vector>
 
 namespace cairn::emulator {
@@ -49,17 +51,37 @@ struct Node {
 constexpr auto kForward = CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR;
 constexpr auto kData = CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR;
 constexpr auto kFilter = CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR;
+constexpr auto kPointwise = CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR;
+constexpr auto kNormForward = CUDNN_BACKEND_OPERATION_NORM_FORWARD_DESCRIPTOR;
+constexpr auto kNormBackward = CUDNN_BACKEND_OPERATION_NORM_BACKWARD_DESCRIPTOR;
+
+// What may be set on which descriptor, and as what.
+struct DnnRule {
+  cudnnBackendDescriptorType_t node;
+  cudnnBackendAttributeName_t name;
+  cudnnBackendAttributeType_t type;
+};
+std::span<const DnnRule> dnn_rules();
+// All others of a descriptor's rules must be set before it is finalised.
+bool is_optional(cudnnBackendAttributeName_t name);
+size_t size_of(cudnnBackendAttributeType_t type);
+
 struct TensorView {
-  cudnnDataType_t type;
+  cudnnDataType_t type = CUDNN_DATA_FLOAT;
   std::vector<int64_t> sizes, strides;
-  int64_t uid, alignment;
+  int64_t uid = 0, alignment = 1;
+  bool inside = false, by_value = false;
 };
 inline TensorView view_of(const Node* node) {
-  return {node->one<cudnnDataType_t>(CUDNN_ATTR_TENSOR_DATA_TYPE),
-          node->all<int64_t>(CUDNN_ATTR_TENSOR_DIMENSIONS),
-          node->all<int64_t>(CUDNN_ATTR_TENSOR_STRIDES),
-          node->one<int64_t>(CUDNN_ATTR_TENSOR_UNIQUE_ID),
-          node->one<int64_t>(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT)};
+  return {
+      node->one<cudnnDataType_t>(CUDNN_ATTR_TENSOR_DATA_TYPE),
+      node->all<int64_t>(CUDNN_ATTR_TENSOR_DIMENSIONS),
+      node->all<int64_t>(CUDNN_ATTR_TENSOR_STRIDES),
+      node->one<int64_t>(CUDNN_ATTR_TENSOR_UNIQUE_ID),
+      node->one<int64_t>(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT),
+      node->has(CUDNN_ATTR_TENSOR_IS_VIRTUAL) && node->one<char>(CUDNN_ATTR_TENSOR_IS_VIRTUAL) != 0,
+      node->has(CUDNN_ATTR_TENSOR_IS_BY_VALUE) &&
+          node->one<char>(CUDNN_ATTR_TENSOR_IS_BY_VALUE) != 0};
 }
 struct Operation {
   cudnnBackendDescriptorType_t type;
@@ -86,6 +108,24 @@ inline Operation operation_of(const Node* node) {
           node->one<float>(first),
           node->one<float>(first + 1)};
 }
+
+// A batch norm and what stands before or behind it. Tensors that an operation lacks have no name
+// (uid 0).
+struct NormOperation {
+  bool backward = false, relu = false;
+  TensorView x, y, residual, mean, rstd, w, b, eps, zero, dy, dx, dresidual, dw, db;
+  // All that a call must have pointers to.
+  std::vector<const TensorView*> tensors() const;
+};
+bool is_norm(const std::vector<Node*>& operations);
+// Why no engine takes the operations together; empty where one does, and then they are in *out.
+std::string read_norm(const std::vector<Node*>& operations, NormOperation* out);
+// Computes it now; pointers by name. A host's number was read when the call was made.
+void compute_norm(const NormOperation& op, const std::map<int64_t, char*>& pointers, float eps);
+
+// One element, and a number's place.
+double load_element(cudnnDataType_t type, const char* data, int64_t at);
+void store_element(cudnnDataType_t type, char* data, int64_t at, double value);
 
 // Computes the operation now; `rounds`: f32 inputs to TF32.
 void compute_convolution(const Operation& op, char* x, char* w, char* y, bool rounds);

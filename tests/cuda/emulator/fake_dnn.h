@@ -12,10 +12,12 @@ constexpr int64_t kChanceEngine = 20;   // adds in an order of chance, rounds to
 constexpr int64_t kTensorEngine = 10;   // rounds to TF32; has a knob
 constexpr int64_t kExactEngine = 11;    // does neither
 constexpr int64_t kFallbackEngine = 5;  // known to the fallback heuristics alone
+constexpr int64_t kNormEngine = 0;      // the only one for batch norms, and for nothing else
 
 struct DnnLog {
   int64_t heuristics = 0;
-  int64_t executions = 0;
+  int64_t executions = 0;  // of convolutions
+  int64_t norms = 0;       // of batch norms
   int64_t last_engine = -1;
   int64_t live = 0;  // descriptors
 };
@@ -24,6 +26,8 @@ const kernels::cuda::DnnApi& fake_dnn();
 void set_dnn_version(size_t version);
 // No engine can add to its result.
 void refuse_adding(bool on);
+// Plans can be made and fail when they run.
+void refuse_running(bool on);
 // Heuristics recommend nothing, or only in fallback mode.
 enum class Known { all, fallback, nothing };
 void set_known_engines(Known known);

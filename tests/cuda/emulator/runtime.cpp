@@ -65,6 +65,7 @@ std::recursive_mutex mutex;
 constexpr int kDevices = 1;
 constexpr int64_t kCapacity = int64_t{8} << 30;
 int64_t used = 0;
+std::vector<float> elapsed;
 int64_t wait_calls = 0;
 int64_t launched = 0;
 int64_t violations = 0;
@@ -177,6 +178,10 @@ cudaError_t submit(const char* name, dim3 blocks, dim3 threads, size_t shared, c
 
 int64_t runtime_waits() { return wait_calls; }
 int64_t launches() { return launched; }
+void set_elapsed(const std::vector<float>& next) {
+  const std::lock_guard lock(mutex);
+  elapsed = next;
+}
 void fail_next(const char* call, cudaError_t error) {
   failing_call = call;
   failing_error = error;
@@ -226,6 +231,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
       break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = 227 << 10;
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = 1 << 20;
       break;
     case cudaDevAttrComputeCapabilityMajor:
       *value = 9;
@@ -457,7 +465,12 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
+  const std::lock_guard lock(mutex);
   *ms = 1;
+  if (!elapsed.empty()) {
+    *ms = elapsed.front();
+    elapsed.erase(elapsed.begin());
+  }
   return cudaSuccess;
 }
 
