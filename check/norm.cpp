@@ -115,6 +115,7 @@ std::vector<Case> batch_norm_cases() {
       {"training, batch 1", {1, 3, 3, 3}, train},
       {"training, one pixel", {5, 3, 1, 1}, train},
       {"training, large eps", {3, 2, 2, 2}, {.training = true, .eps = 0.25}},
+      {"training, whole vectors", {3, 16, 3, 2}, train},
       {"training, 2-d", {6, 4}, train},
       {"training, 3-d", {2, 3, 5}, train},
       {"training, batch 0", {0, 3, 2, 2}, train},
@@ -145,6 +146,8 @@ std::vector<Case> batch_norm_relu_cases() {
   std::vector<BatchNormCase> list{
       {"training", {4, 3, 3, 2}, train, true, 1, 0, true},
       {"training, residual", {4, 70, 3, 2}, train, true, 1, 0, true, true},
+      {"training, whole vectors", {3, 8, 2, 3}, train, true, 1, 0, true},
+      {"training, residual, whole vectors", {3, 16, 3, 2}, train, true, 1, 0, true, true},
       {"training, residual, no weight and bias", {3, 2, 2, 3}, train, false, 1, 0, true, true},
       {"evaluation, residual", {3, 3, 2, 2}, eval, true, 1, 0, true, true},
       {"evaluation, 2-d", {5, 3}, eval, true, 1, 0, true},

@@ -50,7 +50,7 @@ void set_caching(bool on);
 struct Settings {
   std::atomic<bool> matmul_allow_tf32{false};  // f32 matrix products may round inputs to TF32
   std::atomic<bool> conv_allow_tf32{true};     // f32 convolutions may
-  std::atomic<bool> benchmark{false};          // convolution plans are timed instead of guessed
+  std::atomic<bool> benchmark{false};          // plans of cuDNN are timed instead of guessed
   std::atomic<bool> deterministic{false};      // only algorithms that repeat bit for bit
 };
 Settings& settings();

@@ -8,14 +8,14 @@
 #include <cmath>
 
 #include "cairn/kernels/cuda/columns.cuh"
-#include "cairn/kernels/norm.h"
+#include "cairn/kernels/cuda/norm.h"
 
 namespace cairn::kernels::cuda::norm {
 
 using namespace cairn::cuda;
 
 // Rows that one block still takes alone: 64 KiB of each operand, less than a second launch costs.
-constexpr int64_t kWholeRows = 2048;
+constexpr int64_t kWholeRows = kNormRowsOfOneLaunch;
 constexpr int kMostParts = kWarp;  // row blocks of partial sums; a lane of a warp reads each
 static_assert(kMostParts >= 32, "NormBlocks may be as many");
 

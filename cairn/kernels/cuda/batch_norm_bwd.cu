@@ -163,34 +163,30 @@ __global__ void __launch_bounds__(Slab<kEach>::kThreads) backward_kernel(Backwar
   }
 }
 
-void cuda_batch_norm_bwd(const Dst& dx, const Dst& dresidual, const Dst& dw, const Dst& db,
-                         Out work, Out, In dy, In x, In y, In w, In b, In mean, In rstd, bool relu,
-                         bool training) {
-  dispatch_floating(x.dtype(), "batch_norm", [&]<class T>() {
+}  // namespace
+
+void own_batch_norm_bwd(const NormBackward& n) {
+  dispatch_floating(n.x.dtype(), "batch_norm", [&]<class T>() {
     Backward<T> g;
-    set_matrix(g, x, w, b, mean, rstd, relu);
+    set_matrix(g, n.x, n.w, n.b, n.mean, n.rstd, n.relu);
     if (g.channels == 0) return;
-    g.dy = dy.data<T>();
-    g.x = x.data<T>();
-    g.y = data_or_null<T>(y);
-    g.dx = data_of<T>(dx);
-    g.dresidual = data_of<T>(dresidual);
-    g.dx_add = dx.add;
-    g.dresidual_add = g.dresidual != nullptr && dresidual.add;
-    g.training = training;
-    g.dw = ChannelVector(dw.tensor, dw.add);
-    g.db = ChannelVector(db.tensor, db.add);
-    for (const Dst* dst : {&dw, &db}) data_of<T>(*dst);
+    g.dy = n.dy.data<T>();
+    g.x = n.x.data<T>();
+    g.y = data_or_null<T>(n.y);
+    g.dx = data_of<T>(n.dx);
+    g.dresidual = data_of<T>(n.dresidual);
+    g.dx_add = n.dx.add;
+    g.dresidual_add = g.dresidual != nullptr && n.dresidual.add;
+    g.training = n.training;
+    g.dw = ChannelVector(n.dw.tensor, n.dw.add);
+    g.db = ChannelVector(n.db.tensor, n.db.add);
+    for (const Dst* dst : {&n.dw, &n.db}) data_of<T>(*dst);
     with_vectors<T>(g.channels, {g.dy, g.x, g.y, g.dx, g.dresidual}, [&]<int kEach>() {
       launch_passes<kEach>(
-          x.device(), "batch_norm_bwd", g, work, backward_kernel<T, kEach, Pass::whole>,
+          n.x.device(), "batch_norm_bwd", g, n.work, backward_kernel<T, kEach, Pass::whole>,
           backward_kernel<T, kEach, Pass::sums>, backward_kernel<T, kEach, Pass::result>);
     });
   });
 }
-
-}  // namespace
-
-void fill_batch_norm_bwd() { batch_norm_bwd.fill(DeviceType::cuda, cuda_batch_norm_bwd); }
 
 }  // namespace cairn::kernels::cuda

@@ -175,21 +175,6 @@ Forward<T> forward_of(Out y, Out mean, Out rstd, In running_mean, In running_var
   return f;
 }
 
-void cuda_batch_norm_fwd(Out y, Out mean, Out rstd, Out running_mean, Out running_var, Out work,
-                         Out, In x, In residual, In w, In b, double momentum, double eps,
-                         bool relu) {
-  dispatch_floating(x.dtype(), "batch_norm", [&]<class T>() {
-    Forward<T> f =
-        forward_of<T>(y, mean, rstd, running_mean, running_var, x, residual, w, b, eps, relu);
-    f.momentum = momentum;
-    with_vectors<T>(f.channels, {f.x, f.y, f.residual}, [&]<int kEach>() {
-      launch_passes<kEach>(
-          x.device(), "batch_norm_fwd", f, work, forward_kernel<T, kEach, Pass::whole>,
-          forward_kernel<T, kEach, Pass::sums>, forward_kernel<T, kEach, Pass::result>);
-    });
-  });
-}
-
 void cuda_batch_norm_eval(Out y, Out mean, Out rstd, Out, In x, In residual, In w, In b,
                           In running_mean, In running_var, double eps, bool relu) {
   dispatch_floating(x.dtype(), "batch_norm", [&]<class T>() {
@@ -204,9 +189,19 @@ void cuda_batch_norm_eval(Out y, Out mean, Out rstd, Out, In x, In residual, In 
 
 }  // namespace
 
-void fill_batch_norm_fwd() {
-  batch_norm_fwd.fill(DeviceType::cuda, cuda_batch_norm_fwd);
-  batch_norm_eval.fill(DeviceType::cuda, cuda_batch_norm_eval);
+void own_batch_norm_fwd(const NormForward& n) {
+  dispatch_floating(n.x.dtype(), "batch_norm", [&]<class T>() {
+    Forward<T> f = forward_of<T>(n.y, n.mean, n.rstd, n.running_mean, n.running_var, n.x,
+                                 n.residual, n.w, n.b, n.eps, n.relu);
+    f.momentum = n.momentum;
+    with_vectors<T>(f.channels, {f.x, f.y, f.residual}, [&]<int kEach>() {
+      launch_passes<kEach>(
+          n.x.device(), "batch_norm_fwd", f, n.work, forward_kernel<T, kEach, Pass::whole>,
+          forward_kernel<T, kEach, Pass::sums>, forward_kernel<T, kEach, Pass::result>);
+    });
+  });
 }
+
+void fill_batch_norm_eval() { batch_norm_eval.fill(DeviceType::cuda, cuda_batch_norm_eval); }
 
 }  // namespace cairn::kernels::cuda

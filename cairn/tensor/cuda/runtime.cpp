@@ -45,6 +45,7 @@ std::unique_ptr<DeviceState> make_state(Device device) {
       attribute(cudaDevAttrMaxThreadsPerMultiProcessor, device);
   state->limits.shared_memory_per_block =
       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  state->limits.l2_cache = attribute(cudaDevAttrL2CacheSize, device);
   return state;
 }
 

@@ -57,6 +57,7 @@ struct DeviceLimits {
   int multiprocessors = 0;
   int max_threads_per_multiprocessor = 0;
   int64_t shared_memory_per_block = 0;  // bytes, after asking for more than 48 KiB
+  int64_t l2_cache = 0;                 // bytes
 };
 const DeviceLimits& limits_of(Device device);
 
