@@ -137,8 +137,7 @@ class World {
     Values& target = b.area(recv.place.area);
     REQUIRE(send.place.offset + send.count <= static_cast<int64_t>(source.size()));
     REQUIRE(recv.place.offset + recv.count <= static_cast<int64_t>(target.size()));
-    std::copy_n(source.begin() + send.place.offset, send.count,
-                target.begin() + recv.place.offset);
+    std::copy_n(source.begin() + send.place.offset, send.count, target.begin() + recv.place.offset);
   }
   bool can_work(const Actor& actor) const {
     if (actor.tasks == actor.plan.tasks.size()) return false;
@@ -235,7 +234,8 @@ TEST_CASE("dist: plans of the ring lead to the result, whatever happens first") 
           options.direct = 2048;
           check_plan(options, ++seed);
         }
-  check_plan({.kind = CallKind::send, .size = 2, .numel = 5000, .item_size = 4, .segment = 1024}, 3);
+  check_plan({.kind = CallKind::send, .size = 2, .numel = 5000, .item_size = 4, .segment = 1024},
+             3);
 }
 
 TEST_CASE("dist: everybody hears from everybody in every collective of the ring") {
@@ -244,8 +244,8 @@ TEST_CASE("dist: everybody hears from everybody in every collective of the ring"
                         CallKind::gather, CallKind::all_to_all, CallKind::barrier})
     for (int64_t numel : {0, 10, 1 << 20})
       for (int rank = 0; rank < 4; ++rank) {
-        const RingPlan made =
-            plan({.kind = kind, .rank = rank, .size = 4, .numel = numel, .item_size = 4, .root = 2});
+        const RingPlan made = plan(
+            {.kind = kind, .rank = rank, .size = 4, .numel = numel, .item_size = 4, .root = 2});
         for (int p = 0; p < 4; ++p) {
           CHECK(made.sends[static_cast<size_t>(p)].empty() == (p == rank));
           CHECK(made.recvs[static_cast<size_t>(p)].empty() == (p == rank));
@@ -257,8 +257,11 @@ TEST_CASE("dist: large reductions move no more than they must") {
   for (int size : {2, 3, 4, 8}) {
     const int64_t numel = 1 << 20;
     for (int rank = 0; rank < size; ++rank) {
-      const RingPlan made = plan(
-          {.kind = CallKind::all_reduce, .rank = rank, .size = size, .numel = numel, .item_size = 4});
+      const RingPlan made = plan({.kind = CallKind::all_reduce,
+                                  .rank = rank,
+                                  .size = size,
+                                  .numel = numel,
+                                  .item_size = 4});
       // Shards are whole cache lines, so they are not quite equal.
       const int64_t least = 2 * (size - 1) * numel / size, slack = 64 * size * size;
       CHECK(std::abs(elements(made.sends) - least) <= slack);
@@ -282,11 +285,8 @@ TEST_CASE("dist: small reductions take one step") {
 
 TEST_CASE("dist: each rank begins with the one behind it") {
   // The first results of the three others are reduced after one frame of each.
-  const RingPlan made = plan({.kind = CallKind::reduce_scatter,
-                              .rank = 2,
-                              .size = 4,
-                              .numel = 1 << 18,
-                              .item_size = 4});
+  const RingPlan made = plan(
+      {.kind = CallKind::reduce_scatter, .rank = 2, .size = 4, .numel = 1 << 18, .item_size = 4});
   REQUIRE(made.tasks.size() > 2);
   std::vector<int> order;
   for (uint32_t i = made.tasks[0].first_need; i < made.tasks[0].end_need; ++i)
