@@ -41,7 +41,7 @@ void Diagnosis::waits(const Call& call) noexcept {
   try {
     std::string word(sizeof call.is, '\0');
     std::memcpy(word.data(), &call.is, sizeof call.is);
-    store_->set(key("call", rank_), word + describe(call));
+    store_->set(key("call", rank_), word + describe(call), kGather);
   } catch (...) {  // a store that is gone too has no readers
   }
 }
@@ -52,7 +52,8 @@ void Diagnosis::failed(const Call& call, std::string_view text) noexcept {
   try {
     const std::string word =
         !quoted_.empty() ? quoted_ : cat("rank ", rank_, " failed in ", describe(call), ": ", text);
-    store_->set(key("end", rank_), cat(kFailed, std::string_view(word).substr(0, kLongest)));
+    store_->set(key("end", rank_), cat(kFailed, std::string_view(word).substr(0, kLongest)),
+                kGather);
   } catch (...) {
   }
 }
@@ -60,7 +61,7 @@ void Diagnosis::failed(const Call& call, std::string_view text) noexcept {
 void Diagnosis::left(uint64_t calls) noexcept {
   if (std::exchange(ended_, true) || size_ == 1) return;
   try {
-    store_->set(key("end", rank_), cat(kLeft, calls));
+    store_->set(key("end", rank_), cat(kLeft, calls), kGather);
   } catch (...) {
   }
 }
@@ -78,7 +79,7 @@ bool Diagnosis::is_past(const Call& call, int peer) noexcept {
 
 Diagnosis::Word Diagnosis::read(int rank) {
   Word word;
-  if (const auto end = store_->find(key("end", rank))) {
+  if (const auto end = store_->find(key("end", rank), kGather)) {
     if (end->starts_with(kFailed)) word.failure = end->substr(kFailed.size());
     uint64_t calls = 0;
     const char* last = end->data() + end->size();
@@ -86,7 +87,8 @@ Diagnosis::Word Diagnosis::read(int rank) {
         std::from_chars(end->data() + kLeft.size(), last, calls).ptr == last)
       word.left = calls;
   }
-  if (const auto text = store_->find(key("call", rank)); text && text->size() > sizeof(CallShape)) {
+  if (const auto text = store_->find(key("call", rank), kGather);
+      text && text->size() > sizeof(CallShape)) {
     CallShape is;
     std::memcpy(static_cast<void*>(&is), text->data(), sizeof is);
     word.is = is;

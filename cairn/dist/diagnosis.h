@@ -1,6 +1,7 @@
 // Diagnosis: what went wrong between ranks, told to each other through the store.
 // Invariant: a rank leaves word before it lets its peers feel that something is wrong, so that all
-// of them come to the same sentence; nothing here waits longer than kGather.
+// of them come to the same sentence; nothing here waits longer than kGather for others' words, nor
+// than that for a store that is out of reach.
 #pragma once
 
 #include <cstdint>

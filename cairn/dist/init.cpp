@@ -52,11 +52,15 @@ class RunStore : public Store {
       std::this_thread::sleep_for(kLook);
   }
 
-  void set(std::string_view key, std::string_view value) override { store_->set(key, value); }
+  void set(std::string_view key, std::string_view value, Milliseconds timeout) override {
+    store_->set(key, value, timeout);
+  }
   std::string get(std::string_view key, Milliseconds timeout) override {
     return store_->get(key, timeout);
   }
-  std::optional<std::string> find(std::string_view key) override { return store_->find(key); }
+  std::optional<std::string> find(std::string_view key, Milliseconds timeout) override {
+    return store_->find(key, timeout);
+  }
   int64_t add(std::string_view key, int64_t delta) override { return store_->add(key, delta); }
   void wait(std::span<const std::string> keys, Milliseconds timeout) override {
     store_->wait(keys, timeout);

@@ -12,7 +12,7 @@ namespace {
 
 class MemoryStore : public Store {
  public:
-  void set(std::string_view key, std::string_view value) override {
+  void set(std::string_view key, std::string_view value, Milliseconds) override {
     const std::lock_guard lock(mutex_);
     table_.set(key, value);
     changed_.notify_all();
@@ -23,7 +23,7 @@ class MemoryStore : public Store {
     wait_for(keys, timeout, lock);
     return *table_.find(key);
   }
-  std::optional<std::string> find(std::string_view key) override {
+  std::optional<std::string> find(std::string_view key, Milliseconds) override {
     const std::lock_guard lock(mutex_);
     const StoreTable::Value value = table_.find(key);
     return value ? std::optional(*value) : std::nullopt;
@@ -79,11 +79,15 @@ class PrefixStore : public Store {
     check(store_ != nullptr, "prefix_store: store must be given, got none");
   }
 
-  void set(std::string_view key, std::string_view value) override { store_->set(full(key), value); }
+  void set(std::string_view key, std::string_view value, Milliseconds timeout) override {
+    store_->set(full(key), value, timeout);
+  }
   std::string get(std::string_view key, Milliseconds timeout) override {
     return store_->get(full(key), timeout);
   }
-  std::optional<std::string> find(std::string_view key) override { return store_->find(full(key)); }
+  std::optional<std::string> find(std::string_view key, Milliseconds timeout) override {
+    return store_->find(full(key), timeout);
+  }
   int64_t add(std::string_view key, int64_t delta) override {
     return store_->add(full(key), delta);
   }

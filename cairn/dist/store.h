@@ -23,12 +23,14 @@ class Store {
  public:
   virtual ~Store() = default;
 
-  virtual void set(std::string_view key, std::string_view value) = 0;
+  // For set() and find(), `timeout` is how long to wait for a server's answer at most; without it
+  // that is the store's own time-out.
+  virtual void set(std::string_view key, std::string_view value, Milliseconds timeout) = 0;
   // The value, as soon as there is one. CommError `store: key 'k' must be set within 60 s, got
   // nothing` past the timeout.
   virtual std::string get(std::string_view key, Milliseconds timeout) = 0;
   // The value, or nothing where the key is not set now.
-  virtual std::optional<std::string> find(std::string_view key) = 0;
+  virtual std::optional<std::string> find(std::string_view key, Milliseconds timeout) = 0;
   // Adds to a counter, which is 0 where the key is not set, and returns the sum. The value is
   // decimal text, as get() sees it; Error where it is something else.
   virtual int64_t add(std::string_view key, int64_t delta) = 0;
@@ -42,7 +44,9 @@ class Store {
   virtual bool delete_key(std::string_view key) = 0;
   virtual int64_t num_keys() = 0;
 
+  void set(std::string_view key, std::string_view value) { set(key, value, Milliseconds::max()); }
   std::string get(std::string_view key) { return get(key, kDefaultTimeout); }
+  std::optional<std::string> find(std::string_view key) { return find(key, Milliseconds::max()); }
 
   // Returns once ranks 0 … world_size - 1 have all called it with this name; a name serves once.
   // CommError `barrier 'name': 3 of 4 ranks joined within 60 s, missing [2]` past the timeout.

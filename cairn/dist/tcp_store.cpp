@@ -38,9 +38,9 @@ class Client : public TcpStore {
 
   void join(int rank, int world_size, const Deadline& deadline);
 
-  void set(std::string_view key, std::string_view value) override;
+  void set(std::string_view key, std::string_view value, Milliseconds timeout) override;
   std::string get(std::string_view key, Milliseconds timeout) override;
-  std::optional<std::string> find(std::string_view key) override;
+  std::optional<std::string> find(std::string_view key, Milliseconds timeout) override;
   int64_t add(std::string_view key, int64_t delta) override;
   void wait(std::span<const std::string> keys, Milliseconds timeout) override;
   std::string compare_set(std::string_view key, std::string_view expected,
@@ -61,11 +61,19 @@ class Client : public TcpStore {
     std::condition_variable changed;
   };
 
+  using Answer = std::pair<StoreStatus, std::string>;
+
   // Sends a request and waits for its reply: its status and body. Throws what the server reports.
-  std::pair<StoreStatus, std::string> call(StoreOp op, const std::string& body, Milliseconds wait);
-  std::pair<StoreStatus, std::string> call(StoreOp op, const std::string& body) {
-    return call(op, body, timeout_);
+  Answer call(StoreOp op, const std::string& body, Milliseconds longest);
+  Answer call(StoreOp op, const std::string& body) { return call(op, body, own_wait()); }
+  // Of requests that the server itself ends.
+  Answer call_until(StoreOp op, const std::string& body, Milliseconds timeout) {
+    return call(op, body, sane(timeout) + kGrace);
   }
+  // Of who has little time: a server that was silent is not waited for until it is heard of again.
+  // The request goes out all the same.
+  Answer call_briefly(StoreOp op, const std::string& body, Milliseconds timeout);
+  Milliseconds own_wait() const { return timeout_ + kGrace; }
   int64_t call_number(StoreOp op, const std::string& body);
   void send(StoreOp op, uint32_t id, const std::string& body, const Deadline& deadline);
   void read_replies();
@@ -80,15 +88,14 @@ class Client : public TcpStore {
   std::mutex mutex_;    // of what follows
   std::unordered_map<uint32_t, Reply*> waiting_;
   uint32_t next_id_ = 0;
-  std::string ended_;  // why
+  std::string ended_;    // why
+  bool silent_ = false;  // a wait was in vain, and no reply has come since
   std::thread reader_;
 };
 
-std::pair<StoreStatus, std::string> Client::call(StoreOp op, const std::string& body,
-                                                 Milliseconds wait) {
+Client::Answer Client::call(StoreOp op, const std::string& body, Milliseconds longest) {
   check(body.size() <= StoreFrame::kMaxBody, "store: request must have at most ",
         StoreFrame::kMaxBody, " bytes, got ", body.size());
-  const Milliseconds longest = sane(wait) + kGrace;
   const Deadline deadline(longest);
   Reply reply;
   std::unique_lock lock(mutex_);
@@ -100,6 +107,7 @@ std::pair<StoreStatus, std::string> Client::call(StoreOp op, const std::string& 
   lock.lock();
   reply.changed.wait_until(lock, deadline.at(), [&] { return reply.come || !ended_.empty(); });
   waiting_.erase(id);
+  silent_ = silent_ || !reply.come;
   if (!reply.come)
     throw CommError(!ended_.empty() ? ended_
                                     : cat("store: server at ", peer_, " must answer within ",
@@ -107,6 +115,14 @@ std::pair<StoreStatus, std::string> Client::call(StoreOp op, const std::string& 
   if (reply.status == StoreStatus::error) throw Error(reply.body);
   if (reply.status == StoreStatus::comm_error) throw CommError(reply.body);
   return {reply.status, std::move(reply.body)};
+}
+
+Client::Answer Client::call_briefly(StoreOp op, const std::string& body, Milliseconds timeout) {
+  if (timeout >= own_wait()) return call(op, body);
+  std::unique_lock lock(mutex_);
+  if (silent_) timeout = Milliseconds(0);
+  lock.unlock();
+  return call(op, body, timeout);
 }
 
 void Client::send(StoreOp op, uint32_t id, const std::string& body, const Deadline& deadline) {
@@ -140,6 +156,7 @@ void Client::read_replies() {
     std::string body(frame.bytes, '\0');
     if (!receive(body)) break;
     const std::lock_guard lock(mutex_);
+    silent_ = false;
     const auto at = waiting_.find(frame.id);
     if (at == waiting_.end()) continue;  // given up
     at->second->come = true;
@@ -160,16 +177,16 @@ void Client::join(int rank, int world_size, const Deadline& deadline) {
   wire::put<int32_t>(body, rank);
   wire::put<int32_t>(body, world_size);
   wire::put<int64_t>(body, timeout_.count());
-  call(StoreOp::join, body, deadline.remaining());
+  call_until(StoreOp::join, body, deadline.remaining());
 }
 
-void Client::set(std::string_view key, std::string_view value) {
+void Client::set(std::string_view key, std::string_view value, Milliseconds timeout) {
   check_key(key);
   check_value(value);
   std::string body;
   wire::put_text(body, key);
   wire::put_text(body, value);
-  call(StoreOp::set, body);
+  call_briefly(StoreOp::set, body, timeout);
 }
 
 std::string Client::get(std::string_view key, Milliseconds timeout) {
@@ -177,14 +194,14 @@ std::string Client::get(std::string_view key, Milliseconds timeout) {
   std::string body;
   wire::put_text(body, key);
   wire::put<int64_t>(body, timeout.count());
-  return call(StoreOp::get, body, timeout).second;
+  return call_until(StoreOp::get, body, timeout).second;
 }
 
-std::optional<std::string> Client::find(std::string_view key) {
+std::optional<std::string> Client::find(std::string_view key, Milliseconds timeout) {
   check_key(key);
   std::string body;
   wire::put_text(body, key);
-  auto [status, value] = call(StoreOp::find, body);
+  auto [status, value] = call_briefly(StoreOp::find, body, timeout);
   if (status == StoreStatus::nothing) return std::nullopt;
   return std::move(value);
 }
@@ -205,7 +222,7 @@ void Client::wait(std::span<const std::string> keys, Milliseconds timeout) {
     check_key(key);
     wire::put_text(body, key);
   }
-  call(StoreOp::wait, body, timeout);
+  call_until(StoreOp::wait, body, timeout);
 }
 
 std::string Client::compare_set(std::string_view key, std::string_view expected,

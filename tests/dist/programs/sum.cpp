@@ -1,6 +1,7 @@
 // A program as a user writes it, for tests of launchers: makes a group from its environment and
-// sums. Options: --backend NAME, --rounds N, --after MILLISECONDS, and what goes wrong after that
-// time: --kill RANK, --throw RANK; or before the ranks meet: --early RANK.
+// sums. Options: --backend NAME, --rounds N, --timeout MILLISECONDS, --after MILLISECONDS, and what
+// goes wrong after that time: --kill RANK, --stop RANK, --throw RANK; or before the ranks meet:
+// --early RANK.
 // Invariant: it writes one line, "rank 1 of 4 by slurm: 10", when the sums were right.
 #include <signal.h>
 
@@ -41,14 +42,17 @@ int run(const Options& o) {
   if (o.number("--early", -1) == e.rank) return 3;
   dist::InitOptions init;
   if (o.given.count("--backend") != 0) init.backend = o.given.at("--backend");
+  init.timeout = dist::Milliseconds(o.number("--timeout", 60000));
   const auto group = dist::init_process_group(e, init);
-  const bool faulty = o.given.count("--kill") + o.given.count("--throw") != 0;
+  const bool faulty =
+      o.given.count("--kill") + o.given.count("--stop") + o.given.count("--throw") != 0;
   const auto end = Clock::now() + std::chrono::milliseconds(o.number("--after", 0));
   const int rounds = faulty ? 1 << 30 : o.number("--rounds", 10);
   for (int i = 0; i < rounds; ++i) {
     sum_once(*group, i % 2 == 0 ? 3 : 1'000'000);
     if (Clock::now() < end) continue;
     if (o.number("--kill", -1) == e.rank) raise(SIGKILL);
+    if (o.number("--stop", -1) == e.rank) raise(SIGSTOP);
     check(o.number("--throw", -1) != e.rank, "data: image 7 must be whole");
   }
   group->barrier().wait();
