@@ -17,6 +17,10 @@
 namespace cairn::dist {
 namespace {
 
+// What a connection may stay unanswered beyond the group's time-out: the deadlines of calls decide,
+// also where calls follow one another, and never the system. This much is Linux's default.
+constexpr Milliseconds kPatience = std::chrono::minutes(15);
+
 // The same for all processes of one machine and of no other.
 std::string machine_id() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
@@ -55,6 +59,7 @@ class Meeting {
   Card card_of(int rank);
   Socket connect_to(int rank);
   void admit(Doorkeeper& door);
+  void add(int rank, Socket socket);
   [[noreturn]] void too_late();
 
   const GroupOptions& o_;
@@ -118,9 +123,14 @@ void Meeting::admit(Doorkeeper& door) {
     if (!guest) too_late();
     const auto rank = static_cast<size_t>(guest->claim[0]);
     if (rank <= static_cast<size_t>(o_.rank) || rank >= links_.size() || links_[rank]) continue;
-    links_[rank] = std::make_unique<Link>(std::move(guest->socket));
+    add(static_cast<int>(rank), std::move(guest->socket));
     --missing;
   }
+}
+
+void Meeting::add(int rank, Socket socket) {
+  set_patience(socket, o_.timeout + kPatience);
+  links_[static_cast<size_t>(rank)] = std::make_unique<Link>(std::move(socket));
 }
 
 void Meeting::too_late() {
@@ -151,8 +161,7 @@ std::vector<std::unique_ptr<Link>> Meeting::meet() {
   const Claim claim{static_cast<uint32_t>(o_.rank)};
   Doorkeeper door(listen_on({o_.address, 0}), auth_, claim);
   publish(door.endpoint());
-  for (int r = 0; r < o_.rank; ++r)
-    links_[static_cast<size_t>(r)] = std::make_unique<Link>(connect_to(r));
+  for (int r = 0; r < o_.rank; ++r) add(r, connect_to(r));
   admit(door);
   for (int r = 0; r < o_.size; ++r)
     if (r != o_.rank && card_of(r).machine == machine_) ++local_size_;

@@ -118,7 +118,11 @@ Socket connect_once(const Endpoint& endpoint, const Deadline& deadline);
 
 // Small messages go out at once. Every socket that is made here has it.
 void set_no_delay(const Socket& socket) noexcept;
-// Lets the connection end when the peer's machine has not answered for about this long.
+// How long what was sent may stay unanswered before the system ends the connection, whatever the
+// machine's settings say.
+void set_patience(const Socket& socket, Milliseconds patience) noexcept;
+// Lets the connection, idle or not, end when the peer's machine has not answered for about this
+// long.
 void set_keep_alive(const Socket& socket, Milliseconds lost_after) noexcept;
 
 }  // namespace cairn::dist

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <condition_variable>
 #include <cstring>
 #include <memory>
@@ -292,14 +293,21 @@ void set_no_delay(const Socket& socket) noexcept {
   set_option(socket, IPPROTO_TCP, TCP_NODELAY, 1);
 }
 
+void set_patience(const Socket& socket, Milliseconds patience) noexcept {
+  const auto longest = std::min<Milliseconds::rep>(patience.count(), INT_MAX);
+  set_option(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(longest));
+}
+
 void set_keep_alive(const Socket& socket, Milliseconds lost_after) noexcept {
   // A third of the time idle, then probes; what was sent and not answered counts the same.
-  const int seconds = std::max(1, static_cast<int>(lost_after.count() / 3000));
+  constexpr Milliseconds::rep kMost = 32767;  // the system's
+  const auto third = std::clamp<Milliseconds::rep>(lost_after.count() / 3000, 1, kMost);
+  const int seconds = static_cast<int>(third);
   set_option(socket, SOL_SOCKET, SO_KEEPALIVE, 1);
   set_option(socket, IPPROTO_TCP, TCP_KEEPIDLE, seconds);
   set_option(socket, IPPROTO_TCP, TCP_KEEPINTVL, seconds);
   set_option(socket, IPPROTO_TCP, TCP_KEEPCNT, 2);
-  set_option(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(lost_after.count()));
+  set_patience(socket, lost_after);
 }
 
 }  // namespace cairn::dist

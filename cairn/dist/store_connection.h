@@ -17,6 +17,7 @@ class StoreConnection {
   StoreConnection(Socket socket, Endpoint from)
       : socket_(std::move(socket)), from_(std::move(from)) {}
 
+  const Socket& socket() const { return socket_; }
   int fd() const { return socket_.fd(); }
   const Endpoint& from() const { return from_; }
 

@@ -1,6 +1,7 @@
 // The store over TCP: its client.
 #include "cairn/dist/tcp_store.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -28,7 +29,8 @@ class Client : public TcpStore {
         socket_(std::move(socket)),
         local_(socket_.local()),
         peer_(socket_.peer()) {
-    set_keep_alive(socket_, kLostAfter);
+    // A wait may last as long as its time-out, whatever happens to the network meanwhile.
+    set_keep_alive(socket_, std::max(kLostAfter, timeout_));
     reader_ = std::thread([this] { read_replies(); });
   }
   ~Client() override {

@@ -20,7 +20,8 @@ namespace {
 // Of one connection, at a time.
 constexpr size_t kMaxWaiters = 4096;
 constexpr int kMaxWorldSize = 1 << 20;
-// How long a machine may be out of reach before its connection ends.
+// How long a machine may be out of reach before its connection ends, unless it joins with a longer
+// time-out.
 constexpr Milliseconds kLostAfter{30000};
 
 // IPv4's where the machine has it.
@@ -315,6 +316,7 @@ void TcpStoreServer::Impl::join(uint64_t id, StoreConnection& connection, uint32
   reader.end();
   check(member.world_size >= 1 && member.world_size <= kMaxWorldSize,
         "tcp_store: world_size must be 1 to ", kMaxWorldSize, ", got ", member.world_size);
+  set_keep_alive(connection.socket(), std::max(kLostAfter, sane(member.timeout)));
   member.from = connection.from();
   member.deadline = Deadline(sane(member.timeout));
   tell(join_.join(std::move(member)));
