@@ -11,6 +11,7 @@
 #include "cairn/dist/local_group.h"
 #include "cairn/dist/ring_group.h"
 #include "cairn/dist/shm_group.h"
+#include "cairn/dist/socket.h"
 #include "cairn/dist/suggest.h"
 #include "cairn/dist/tcp_store.h"
 
@@ -77,6 +78,20 @@ class RunStore : public Store {
   const Milliseconds timeout_;
 };
 
+// The master address as rank 0 listens on it and as other hosts reach it. Many systems let a host's
+// own name stand for loopback (127.0.1.1), which would leave the others waiting.
+std::string own_address(const ClusterEnvironment& e, const InitOptions& o) {
+  const std::vector<Endpoint> all = resolve(e.master_address, 0, Deadline(o.timeout));
+  for (const Endpoint& endpoint : all)
+    if (!is_loopback(endpoint.address)) return endpoint.address;
+  const std::string& first = all.front().address;
+  check(e.master_address == first || e.master_address == "localhost",
+        "init_process_group: address of the first host must be one that other hosts reach, got ",
+        e.master_address, ", which is ", first,
+        " here; give the address itself, by --master-address of cairn launch or MASTER_ADDR");
+  return first;
+}
+
 std::shared_ptr<TcpStore> meet(const ClusterEnvironment& e, const InitOptions& o) {
   check(e.master_port > 0, "init_process_group: master port must be 1 to 65535, got ",
         e.master_port);
@@ -86,7 +101,8 @@ std::shared_ptr<TcpStore> meet(const ClusterEnvironment& e, const InitOptions& o
   store.host = one_host && o.bind.empty() ? "127.0.0.1" : e.master_address;
   store.port = e.master_port;
   store.is_server = e.rank == 0;
-  store.bind = !o.bind.empty() || one_host ? o.bind : e.master_address;
+  store.bind = o.bind;
+  if (store.is_server && !one_host && o.bind.empty()) store.bind = own_address(e, o);
   store.world_size = e.world_size;
   store.rank = e.rank;
   store.run_id = e.run_id;
@@ -115,6 +131,9 @@ std::shared_ptr<ProcessGroup> init_process_group(const ClusterEnvironment& e,
   } else {
     auto store = meet(e, o);
     group.address = o.address.empty() ? store->local_address() : o.address;
+    // Rank 0 reaches its own store by loopback where that listens everywhere.
+    const bool everywhere = store->server() != nullptr && is_wildcard(store->server()->address());
+    if (o.address.empty() && everywhere && e.num_nodes > 1) group.address = own_address(e, o);
     group.store = std::make_shared<RunStore>(std::move(store), o.timeout);
   }
   return make(std::move(group));
