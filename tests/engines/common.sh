@@ -16,7 +16,7 @@ expect() {
   local rank sum=$(($2 * ($2 + 1) / 2)) wanted=
   for ((rank = 0; rank < $2; ++rank)); do wanted+="rank $rank of $2 by $1: $sum"$'\n'; done
   local got
-  got=$(grep '^rank [0-9]* of ' <<<"$3" | sort -V)$'\n'
+  got=$(sed -n '/^rank [0-9]* of /p' <<<"$3" | sort -V)$'\n'
   [ "$got" = "$wanted" ] || die "$1 must give"$'\n'"$wanted"$'got\n'"$3"
   echo "$1: $2 ranks summed"
 }
