@@ -18,6 +18,8 @@ namespace cairn::bench {
 using nlohmann::json;
 using Outputs = std::vector<std::vector<double>>;
 
+class Batches;  // batches.h
+
 class Job {
  public:
   virtual ~Job() = default;
@@ -29,6 +31,16 @@ class Job {
 
 // {"model": resnet18 | resnet50 | mlp | transformer, "mode": train | infer, …}: milliseconds.
 std::unique_ptr<Job> model_job(const json& request);
+// Its training steps, on batches that the caller chose.
+std::unique_ptr<Job> training_job(std::unique_ptr<nn::Layer> model,
+                                  std::unique_ptr<Batches> batches);
+// {"bytes": n, "calls": k, "backend": name}: milliseconds of one of k all-reduces in a row, as one
+// rank of the group that the environment tells of.
+std::unique_ptr<Job> all_reduce_job(const json& request);
+// As model_job with mode train, as one rank on its share of the batches: through
+// DistributedDataParallel, or with {"alone": true} without a word to the others. {"checked": n}:
+// only the first n losses are compared.
+std::unique_ptr<Job> ddp_job(const json& request);
 // {"model": …, "device": cuda | cpu, "precision": f32 | bf16-mixed, …}: milliseconds of a step.
 std::unique_ptr<Job> device_job(const json& request);
 // The request's model with the request's weights, on the CPU.

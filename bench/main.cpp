@@ -69,7 +69,9 @@ std::unique_ptr<bench::Job> make_job(const json& request) {
   if (kind == "device") return bench::device_job(request);
   if (kind == "op") return bench::op_job(request);
   if (kind == "data") return bench::data_job(request);
-  throw Error("setup: job must be one of model, device, op, data, got " + kind);
+  if (kind == "all_reduce") return bench::all_reduce_job(request);
+  if (kind == "ddp") return bench::ddp_job(request);
+  throw Error("setup: job must be one of model, device, op, data, all_reduce, ddp, got " + kind);
 }
 
 json answer(std::unique_ptr<bench::Job>& job, const json& request) {

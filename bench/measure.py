@@ -4,14 +4,16 @@ Invariant: a row gets a ratio only if both sides' outputs from the same weights 
 within the row's tolerance; otherwise it has a note that says why. Ratio is cairn / peer.
 """
 
+import functools
 import shlex
 import statistics
 import sys
 import time
 
+import collective_rows
 import device_rows
 from agree import disagreement
-from sides import LeftOut, Side, SideError, build_libtorch
+from sides import LeftOut, Place, Side, SideError, build_libtorch
 
 LEFT_OUT = "left out by --quick"
 PAUSE = 0.1  # seconds between blocks, in which the idle side's threads stop spinning
@@ -44,18 +46,20 @@ class Bench:
     def threads(self, row):
         return row.threads or self.options.threads
 
-    def cairn(self, row=None, _variant=None):
+    def cairn(self, row=None, _variant="", place=Place()):
         threads = self.threads(row) if row else self.options.threads
-        return Side("cairn", shlex.split(self.options.cairn), threads)
+        command = [*place.prefix, *shlex.split(self.options.cairn)]
+        return Side("cairn" + place.name, command, threads, place.environment)
 
-    def peer(self, row=None, variant=""):
+    def peer(self, row=None, variant="", place=Place()):
         threads = self.threads(row) if row else self.options.threads
         if row and row.libtorch:
             self.libtorch = self.libtorch or build_libtorch(self.peer_info)
             return Side("LibTorch", [str(self.libtorch)], threads)
         python = self.options.python or sys.executable
         extra = {"THP_MEM_ALLOC_ENABLE": "1"} if "thp" in variant.split("+") else {}
-        return Side("peer", [python, self.options.peer], threads, extra)
+        command = [*place.prefix, python, self.options.peer]
+        return Side("peer" + place.name, command, threads, {**extra, **place.environment})
 
     def find_sides(self):
         """Asks Cairn and, where the Python has it, PyTorch who they are."""
@@ -70,16 +74,10 @@ class Bench:
         except SideError as error:
             self.peer_problem = str(error)
 
-    def setup(self, side, row, variant, limit=600.0):
+    def setup(self, side, row, variant, limit=600.0, **more):
         request = device_rows.request_for(self, row) if row.verb == "gpu" else row.request
-        side.ask(
-            "setup",
-            limit,
-            **request,
-            variant=variant,
-            threads=self.threads(row),
-            data=self.cairn_info["data"],
-        )
+        more.update(variant=variant, threads=self.threads(row), data=self.cairn_info["data"])
+        side.ask("setup", limit, **request, **more)
 
     # --- the peer's variants ---------------------------------------------------------------------
 
@@ -123,13 +121,13 @@ class Bench:
         pick = max if row.higher else min
         return pick(values, key=values.get)
 
-    def compare_trial(self, row):
+    def compare_trial(self, row, start=None):
         """A trial of one variant of a compare row: the best value of a block, not the median: on a
-        busy machine that gives the steadier order."""
+        busy machine that gives the steadier order. `start` makes the side, if not peer()."""
 
         def trial(variant):
             limit = self.options.compile_limit if "compile" in variant else 600.0
-            with self.peer(row, variant) as side:
+            with (start or self.peer)(row, variant) as side:
                 self.setup(side, row, variant)
                 side.ask("run", limit, n=1)  # compiles
                 side.ask("run", n=1)
@@ -159,13 +157,12 @@ class Bench:
             "skipped": {},  # variant of the peer -> why it was not measured
         }
         measures = {"kernels": self.kernels_row, "compare": self.compare_row}
+        for kind, measure in (device_rows.MEASURES | collective_rows.MEASURES).items():
+            measures[kind] = functools.partial(measure, self)
         try:
             if self.left(1e9) < device_rows.LEAST_SECONDS and row.kind != "device_memory":
                 raise LeftOut("not measured: no time is left")
-            if row.kind in device_rows.MEASURES:
-                device_rows.MEASURES[row.kind](self, row, result)
-            else:
-                measures.get(row.kind, self.process_row)(row, result)
+            measures.get(row.kind, self.process_row)(row, result)
         except SideError as error:
             result["note"] = str(error)
             result["left_out"] = isinstance(error, LeftOut)
@@ -279,9 +276,9 @@ def family(row, variant):
 
 
 def figures(values):
-    """Medians and quartiles of both sides, and the ratio; absent ones are None."""
+    """Medians and quartiles of all sides, and the ratio; absent ones are None."""
     result = {}
-    for name in ("cairn", "peer"):
+    for name in dict.fromkeys(("cairn", "peer", *values)):
         measured = values.get(name)
         result[name] = statistics.median(measured) if measured else None
         if measured and len(measured) > 1:

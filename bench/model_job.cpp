@@ -135,11 +135,16 @@ std::unique_ptr<nn::Layer> make_model(const json& request) {
   return model;
 }
 
+std::unique_ptr<Job> training_job(std::unique_ptr<nn::Layer> model,
+                                  std::unique_ptr<Batches> batches) {
+  return std::make_unique<Training>(std::move(model), std::move(batches));
+}
+
 std::unique_ptr<Job> model_job(const json& request) {
   std::unique_ptr<nn::Layer> model = make_model(request);
   std::unique_ptr<Batches> batches = make_batches(request);
   const std::string mode = request.at("mode");
-  if (mode == "train") return std::make_unique<Training>(std::move(model), std::move(batches));
+  if (mode == "train") return training_job(std::move(model), std::move(batches));
   check(mode == "infer", "setup: mode must be train or infer, got ", mode);
   return std::make_unique<Inference>(std::move(model), std::move(batches));
 }

@@ -211,9 +211,13 @@ class Batches:
     def __init__(self, request, layout):
         tokens = request["model"] == "transformer"
         self.source = Tokens(request) if tokens else Images(request, layout)
-        self.count, self.index = request["batches"], 0
+        self.count, self.index, self.step = request["batches"], 0, 1
+
+    def share(self, rank, size):
+        """From now on only every size-th batch, from number `rank` on."""
+        self.index, self.step = rank, size
 
     def next(self):
         batch = self.source.make(self.index % self.count)
-        self.index += 1
+        self.index += self.step
         return batch

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import peer_collectives
 import peer_device
 import peer_models
 
@@ -24,6 +25,7 @@ CHECKED = 5  # losses, or batches of logits, that the two sides compare
 OPS, CHAIN, CHAINS = 1000, 100, 20  # as in op_job.cpp
 # "thp" is the environment of this process, which sides.py sets.
 WORDS = {"default", "eager", "channels_last", "fused_adam", "foreach_adam", "compile", "thp"}
+WORDS.add("bucket_view")  # of peer_collectives.DdpJob
 
 
 class ModelJob:
@@ -42,9 +44,10 @@ class ModelJob:
         self.batches = peer_models.Batches(request, layout)
         self.training = request["mode"] == "train"
         model.train(self.training)
+        self.model = model
 
         def loss(x, target):
-            return functional.cross_entropy(model(x), target)
+            return functional.cross_entropy(self.model(x), target)
 
         if self.training:
             options = {}
@@ -212,7 +215,14 @@ def info(threads):
     }
 
 
-JOBS = {"model": ModelJob, "device": peer_device.DeviceJob, "op": OpJob, "data": DataJob}
+JOBS = {
+    "model": ModelJob,
+    "device": peer_device.DeviceJob,
+    "op": OpJob,
+    "data": DataJob,
+    "all_reduce": peer_collectives.AllReduceJob,
+    "ddp": lambda request: peer_collectives.DdpJob(request, ModelJob(request)),
+}
 
 
 def answer(state, request):

@@ -111,7 +111,8 @@ def table(rows):
     say(
         "ratio = cairn / peer, each the median: below 1 Cairn is faster or smaller, in images/s "
         "above 1\nreached = Cairn's share of the FMA peak (FLOPs on valid taps only) or of the "
-        "memory bandwidth,\nmeasured directly before and after the row"
+        "memory bandwidth,\nmeasured directly before and after the row; or of what plain sockets "
+        "(not iperf3) carry in both\ndirections at once, measured in turns with it"
     )
     for row in rows:
         if row.get("floor_multiple"):

@@ -27,6 +27,14 @@ COMPILED = tuple(
     f"channels_last+fused_adam+{word}"
     for word in ("compile", "compile_reduce_overhead", "compile_max_autotune")
 )
+DDP_VARIANTS = (
+    "eager",
+    "channels_last",
+    "fused_adam",
+    "channels_last+fused_adam",
+    "channels_last+fused_adam+bucket_view",  # gradients lie in DDP's buckets
+    "channels_last+fused_adam+bucket_view+thp",
+)
 INFERENCE_VARIANTS = ("eager", "channels_last", "compile", "compile+channels_last")
 DATA_VARIANTS = ("workers_0", "workers_2")
 
@@ -47,6 +55,9 @@ INFERENCE_TOLERANCE = (1e-4,)
 TF32_TOLERANCE = (1e-2, 0.05, 0.1, 0.3, 0.4)
 BF16_TOLERANCE = (3e-2, 0.1, 0.2, 0.4, 0.5)
 EXACT = (1e-10,)  # the same numbers summed in another order: seen up to 1e-15
+SAME = (0.0,)  # the same program on the same batch
+
+GRADIENTS = 44_701_480  # bytes of those of ResNet18 with one channel and 10 classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +66,8 @@ class Row:
     verb: str
     label: str  # for the plot
     # compare: alternating blocks; memory, startup: fresh processes; kernels: Cairn alone; of verb
-    # gpu, device: alternating windows of steps; device_memory: what those held; job: whole programs
+    # gpu, device: alternating windows of steps; device_memory: what those held; job: whole
+    # programs; collective: compare, with a team of ranks a side
     kind: str
     unit: str
     request: dict
@@ -72,6 +84,9 @@ class Row:
     bytes: float = 0.0  # memory read and written for one unit of a higher-is-better figure
     floor: float | None = None  # the time must be within this multiple of the measured floor
     of: tuple = ()  # device_memory: rows whose processes are asked
+    ranks: int = 0  # collective: processes a side
+    two_hosts: bool = False  # collective: ranks are in two network namespaces
+    apart: bool = False  # collective: the peer is Cairn's ranks without a word to each other
 
     def met(self, ratio, floor_multiple=None):
         """What is reached: "aim", "must", "no", "no (floor)", or None where there is no bound."""
@@ -227,6 +242,23 @@ def kernels(what, label, threads):
     )
 
 
+def collective(name, label, request, must, aim, block=5, variants=("eager",), tolerance=EXACT,
+               ranks=2, **more):
+    return Row(name, "collectives", label, "collective", "ms", request, must, aim, block, variants,
+               tolerance, threads=1, ranks=ranks, **more)
+
+
+def all_reduce(name, label, size, calls, must, aim, **more):
+    request = {"job": "all_reduce", "bytes": size, "calls": calls, "backend": "auto"}
+    return collective(name, label, request, must, aim, **more)
+
+
+def ddp(name, label, must, aim, variants, tolerance, apart=False, **more):
+    request = image_request("resnet18", "train", 28, 1, 64, 128)
+    request.update(job="ddp", backend="auto", **more)
+    return collective(name, label, request, must, aim, 10, variants, tolerance, apart=apart)
+
+
 ROWS = (
     training("28x28_b128", "step", "training step, 28x28, batch 128", "resnet18", 28, 1, 128, 10,
              0.45, 0.33, floor=1.6),
@@ -260,6 +292,18 @@ ROWS = (
       for what, label in (("conv", "convolutions of the 28x28 step"),
                           ("gemm", "products of the layers' shapes"))
       for threads in (1, 2)),
+    all_reduce("all_reduce_44.7MB", "all-reduce 44.7 MB, 2 ranks, one host", GRADIENTS, 1,
+               0.33, 0.12),
+    all_reduce("all_reduce_1MB", "all-reduce 1 MB, 2 ranks, one host", 1 << 20, 10, 0.33, 0.15),
+    all_reduce("all_reduce_4KB", "all-reduce 4 KB, 2 ranks, one host", 4096, 100, 0.25, 0.1),
+    all_reduce("all_reduce_44.7MB_4ranks", "all-reduce 44.7 MB, 4 ranks, one host", GRADIENTS, 1,
+               0.5, 0.25, ranks=4),
+    all_reduce("all_reduce_44.7MB_tcp", "all-reduce 44.7 MB, TCP between two namespaces",
+               GRADIENTS, 1, 0.75, 0.5, two_hosts=True),
+    ddp("ddp_step_28x28_b64", "DDP step, 28x28, 2 ranks of 1 thread and batch 64", 0.5, 0.3,
+        DDP_VARIANTS, RESNET_TOLERANCE),
+    ddp("ddp_cost_28x28_b64", "the same against ranks without communication", 1.08, 1.03,
+        ("eager",), SAME, apart=True, checked=1),
     on_device("gpu_28x28_eager", "step, 28x28, f32 (TF32), against eager", 28, 1, "f32", EAGER,
               0.2, 0.08, batches=16, window=100),
     on_device("gpu_28x28_graph", "the same against a CUDA graph captured by hand", 28, 1, "f32",

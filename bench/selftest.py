@@ -5,6 +5,7 @@ Invariant: the standard library is enough; neither Cairn nor PyTorch is asked.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import tempfile
 
 BENCH = pathlib.Path(__file__).resolve().parent / "bench.py"
 SIDE = """
-import json, sys
+import json, os, sys
+RANK = int(os.environ.get("RANK", 0))
 ANSWERS = {
     "info": {"name": "fake", "data": "", "lacks": [], "build": "optimized"},
     "peak": {"target": "none"},
     "setup": {},
     "check": {"outputs": OUTPUTS},
-    "run": {"values": [1.0]},
+    "run": {"values": [1.0 + RANK]},
 }
 for line in sys.stdin:
     request = json.loads(line)
@@ -27,44 +29,57 @@ for line in sys.stdin:
     print(json.dumps(ANSWERS[request["cmd"]]), flush=True)
 """
 NO_TORCH = "raise SystemExit('no PyTorch here')"
+OTHER_ON_RANK_1 = SIDE.replace("OUTPUTS", "[[1.0, 2.0 + RANK]]")
+FAILS_ON_RANK_1 = SIDE.replace('{"outputs": OUTPUTS}', '{"error": "no"} if RANK else {}')
 
 
 def side(outputs):
     return f"OUTPUTS = {outputs!r}" + SIDE
 
 
-# What is tried, the peer's script against a Cairn that answers [[1.0, 2.0]], the exit status, and
-# what the row's note says ("" for none).
+ONE, TEAM, HOSTS = (
+    ("ops", "op_forward"),
+    ("collectives", "all_reduce_4KB"),
+    ("collectives", "all_reduce_44.7MB_tcp"),
+)
+# What is tried, the row, the peer's script against a Cairn that answers [[1.0, 2.0]], the exit
+# status, the ratio (None: refused), and what the row's note says ("" for none).
 CASES = (
-    ("equal outputs", side([[1.0, 2.0]]), 0, ""),
-    ("within the tolerance", side([[1.0, 2.0 + 1e-11]]), 0, ""),
-    ("beyond the tolerance", side([[1.0, 2.0 + 1e-6]]), 1, "must agree"),
-    ("NaN", side([[1.0, None]]), 1, "must agree"),
-    ("too few outputs", side([[1.0]]), 1, "of one shape"),
-    ("no PyTorch", NO_TORCH, 0, ""),
+    ("equal outputs", ONE, side([[1.0, 2.0]]), 0, 1.0, ""),
+    ("within the tolerance", ONE, side([[1.0, 2.0 + 1e-11]]), 0, 1.0, ""),
+    ("beyond the tolerance", ONE, side([[1.0, 2.0 + 1e-6]]), 1, None, "must agree"),
+    ("NaN", ONE, side([[1.0, None]]), 1, None, "must agree"),
+    ("too few outputs", ONE, side([[1.0]]), 1, None, "of one shape"),
+    ("no PyTorch", ONE, NO_TORCH, 0, None, ""),
+    ("equal ranks", TEAM, side([[1.0, 2.0]]), 0, 1.0, ""),
+    ("another rank's sum", TEAM, OTHER_ON_RANK_1, 1, None, "must agree"),
+    ("another rank fails", TEAM, FAILS_ON_RANK_1, 1, None, "peer rank 1: check: no"),
+    ("no program ip", HOSTS, side([[1.0, 2.0]]), 0, None, "left out: two network namespaces"),
 )
 
 
-def run(folder, peer):
-    """Exit status and report of one small row."""
+def run(folder, row, peer):
+    """Exit status and report of one small row, where no other program is found."""
     cairn, other, out = (folder / name for name in ("cairn.py", "peer.py", "out.json"))
     cairn.write_text(side([[1.0, 2.0]]))
     other.write_text(peer)
-    command = [sys.executable, str(BENCH), "ops", "--row", "op_forward", "--repeats", "2"]
+    command = [sys.executable, str(BENCH), row[0], "--row", row[1], "--repeats", "2"]
     command += ["--cairn", f"'{sys.executable}' '{cairn}'", "--python", sys.executable]
     command += ["--peer", str(other), "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    env = dict(os.environ, PATH=str(folder))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     return done.returncode, json.loads(out.read_text())
 
 
 def main():
     failures = 0
-    for name, peer, status, note in CASES:
+    for name, tried, peer, status, ratio, note in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            got, report = run(pathlib.Path(folder), peer)
+            got, report = run(pathlib.Path(folder), tried, peer)
         row = report["rows"][0]
-        compared = status == 0 and peer != NO_TORCH
-        good = got == status and (row["ratio"] is not None) == compared
+        good = got == status and row["ratio"] == ratio
+        if ratio and tried is TEAM:
+            good = good and row["cairn"] == 1.5  # the mean over ranks
         good = good and (note in row["note"] if note else "note" not in row)
         good = good and (report["peer_problem"] is not None) == (peer == NO_TORCH)
         failures += not good

@@ -1,10 +1,11 @@
-"""The processes that are measured, and how to get one that speaks for LibTorch.
+"""The processes that are measured, alone or as the ranks of a team, and how to get one that speaks
+for LibTorch.
 
 A side reads one JSON object per line on stdin and answers each with one on stdout; an answer with
 "error" is a failure:
 
     {"cmd": "info", "threads": n}     -> {"name": …, and what is worth printing}
-    {"cmd": "setup", "job": "model" | "device" | "op" | "data", "threads": n, "variant": …, …} -> {}
+    {"cmd": "setup", "job": name, "threads": n, "variant": …, …} -> {}
     {"cmd": "check"}                  -> {"outputs": lists of numbers that both sides must share}
     {"cmd": "run", "n": k}            -> {"values": [k measurements]}
     {"cmd": "rss"}                    -> {"bytes": peak resident size of the process}
@@ -15,7 +16,8 @@ A side reads one JSON object per line on stdin and answers each with one on stdo
     {"cmd": "layers", "what": "conv" | "gemm", …}  -> kernel by kernel                (Cairn only)
     {"cmd": "quit"}                   ends it
 
-Invariant: leaving a Side's context ends its process and everything that it started.
+Invariant: leaving the context of a Side or a Team ends its processes and everything that they
+started.
 """
 
 import hashlib
@@ -24,6 +26,7 @@ import os
 import pathlib
 import select
 import signal
+import statistics
 import subprocess
 import tempfile
 import time
@@ -74,10 +77,15 @@ class Side:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        try:
+    def quit(self):
+        """Asks it to end, once."""
+        if not self.process.stdin.closed:
             self.process.stdin.write(b'{"cmd": "quit"}\n')
             self.process.stdin.close()
+
+    def __exit__(self, *_):
+        try:
+            self.quit()
             self.process.wait(timeout=5)
         except (OSError, subprocess.TimeoutExpired):
             pass  # it is killed all the same
@@ -102,11 +110,17 @@ class Side:
 
     def ask(self, command, limit=600.0, **arguments):
         """The answer to one command; SideError when it fails or takes more than `limit` seconds."""
+        self.tell(command, **arguments)
+        return self.answer(command, limit)
+
+    def tell(self, command, **arguments):
         try:
             self.process.stdin.write(json.dumps({"cmd": command, **arguments}).encode() + b"\n")
             self.process.stdin.flush()
         except OSError:
             self._fail(f"{command} must be answered, got a closed pipe")
+
+    def answer(self, command, limit):
         deadline = time.monotonic() + limit
         while b"\n" not in self.pending:
             left = deadline - time.monotonic()
@@ -125,6 +139,50 @@ class Side:
         if "error" in reply:
             self._fail(f"{command}: {reply['error']}")
         return reply
+
+
+class Place:
+    """Where a rank runs: what goes before its command, and into its environment."""
+
+    def __init__(self, name="", prefix=(), environment=None):
+        self.name, self.prefix, self.environment = name, list(prefix), environment or {}
+
+
+class Team:
+    """A Side for each rank, asked together; `start` makes the one of a place."""
+
+    def __init__(self, start, places):
+        self.sides = []
+        try:
+            for place in places:
+                self.sides.append(start(place))
+        except SideError:
+            self.__exit__()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for side in self.sides:  # all before any is waited for: ranks end together
+            try:
+                side.quit()
+            except OSError:
+                pass  # it has ended
+        for side in self.sides:
+            side.__exit__()
+
+    def ask(self, command, limit=600.0, **arguments):
+        """Measurements are means over the ranks; outputs are those of all ranks, side by side."""
+        for side in self.sides:
+            side.tell(command, **arguments)
+        replies = [side.answer(command, limit) for side in self.sides]
+        merged = dict(replies[0])
+        if "values" in merged:
+            merged["values"] = [statistics.fmean(v) for v in zip(*(r["values"] for r in replies))]
+        if "outputs" in merged:
+            merged["outputs"] = [sum(o, []) for o in zip(*(r["outputs"] for r in replies))]
+        return merged
 
 
 def build_libtorch(info):
