@@ -1,16 +1,21 @@
 """How the rows of `./run bench collectives` are measured: teams of ranks, on one host or two.
 
+An all-reduce takes as long as its slowest rank says: one that begins late, for want of a core, sees
+only the rest of it. Ranks that train tell of their steps, and the mean counts.
+
 Invariant: a side's ranks wait for their next command in a read while another side measures, so that
 they take no core; the network namespaces that stand for two hosts are gone when the row ends,
 however it ends.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import secrets
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 
@@ -125,7 +130,8 @@ def collective_row(bench, row, result):
         network = stack.enter_context(TwoNamespaces() if row.two_hosts else OneHost())
 
         def team(start, variant="default"):
-            return Team(lambda p: start(row, variant, p), list(places(row, network)))
+            merge = statistics.fmean if row.request["job"] == "ddp" else max
+            return Team(lambda p: start(row, variant, p), list(places(row, network)), merge)
 
         def joined(start, variant="default", **more):
             """Its ranks, set up, and what they say for comparison."""
@@ -154,15 +160,15 @@ def collective_row(bench, row, result):
         if complaint:
             raise SideError(complaint)
         if row.two_hosts:
-            sides["sockets"] = stack.enter_context(team(sockets))
+            sides["sockets"] = stack.enter_context(team(functools.partial(sockets, bench)))
             bench.setup(sides["sockets"], row, "default", LIMIT)
         result.update(bench.blocks(row, sides))
         if "sockets" in sides:
             result.update(bound="sockets", reached=result["sockets"] / result["cairn"])
 
 
-def sockets(row, _variant, place):
-    command = [*place.prefix, sys.executable, str(SOCKETS)]
+def sockets(bench, row, _variant, place):
+    command = [*place.prefix, bench.options.python or sys.executable, str(SOCKETS)]
     return Side("sockets" + place.name, command, row.threads, place.environment)
 
 

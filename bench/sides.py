@@ -26,7 +26,6 @@ import os
 import pathlib
 import select
 import signal
-import statistics
 import subprocess
 import tempfile
 import time
@@ -149,10 +148,11 @@ class Place:
 
 
 class Team:
-    """A Side for each rank, asked together; `start` makes the one of a place."""
+    """A Side for each rank, asked together; `start` makes the one of a place, and `merge` one
+    measurement of those of all ranks."""
 
-    def __init__(self, start, places):
-        self.sides = []
+    def __init__(self, start, places, merge):
+        self.sides, self.merge = [], merge
         try:
             for place in places:
                 self.sides.append(start(place))
@@ -173,13 +173,13 @@ class Team:
             side.__exit__()
 
     def ask(self, command, limit=600.0, **arguments):
-        """Measurements are means over the ranks; outputs are those of all ranks, side by side."""
+        """Outputs are those of all ranks, side by side."""
         for side in self.sides:
             side.tell(command, **arguments)
         replies = [side.answer(command, limit) for side in self.sides]
         merged = dict(replies[0])
         if "values" in merged:
-            merged["values"] = [statistics.fmean(v) for v in zip(*(r["values"] for r in replies))]
+            merged["values"] = [self.merge(v) for v in zip(*(r["values"] for r in replies))]
         if "outputs" in merged:
             merged["outputs"] = [sum(o, []) for o in zip(*(r["outputs"] for r in replies))]
         return merged
