@@ -1,5 +1,5 @@
-// ShmBoard: its layout, and how a rank waits: it spins for a short while, then sleeps in slices,
-// between which it looks for dead peers and the deadline.
+// ShmBoard: its layout, and how a rank waits: it spins for a short while, unless the peer needs its
+// core, then sleeps in slices, between which it looks for dead peers and the deadline.
 #include "cairn/dist/shm_board.h"
 
 #include <linux/futex.h>
@@ -16,8 +16,8 @@ namespace {
 
 // Longer than ranks that come at the same time need for a step.
 constexpr std::chrono::microseconds kSpin{3};
-// Then others may have the core, among them the peer, where both were put on the same one; as long
-// as neither sleeps, the kernel sees that and moves one of them.
+// Then others may have the core. Not a peer of another session or control group, which the kernel
+// does not let in on a yield: where the peer was last on this core, a rank sleeps at once.
 constexpr std::chrono::microseconds kYield{200};
 // How often a waiting rank looks around. Far below the second in which a dead peer is noticed.
 constexpr long kSliceNs = 20'000'000;
@@ -97,6 +97,7 @@ std::vector<int> ShmBoard::late() const {
 // Sequentially consistent on both sides: either the sleeper sees the new value, or the one who
 // raises it sees the sleeper.
 void ShmBoard::raise(ShmFlag& flag, uint32_t by) {
+  flag.core.store(::sched_getcpu(), std::memory_order_relaxed);
   flag.value.fetch_add(by, std::memory_order_seq_cst);
   if (flag.sleepers.load(std::memory_order_seq_cst) != 0) wake_all(flag.value);
 }
@@ -121,7 +122,8 @@ void ShmBoard::wait(ShmFlag& flag, int peer, const Call& call, const Done& done)
   const auto reached = [&] { return done(flag.value.load(std::memory_order_acquire)); };
   if (reached()) return;
   const auto start = Deadline::Clock::now();
-  for (bool alone = !crowded_;;) {
+  const bool same_core = flag.core.load(std::memory_order_relaxed) == ::sched_getcpu();
+  for (bool alone = !crowded_; !same_core;) {
     for (int i = 0; alone && i < 64; ++i) {
       pause();
       if (reached()) return;

@@ -19,6 +19,7 @@ namespace cairn::dist {
 struct alignas(128) ShmFlag {
   std::atomic<uint32_t> value{0};
   std::atomic<uint32_t> sleepers{0};
+  std::atomic<int> core{-1};  // where it was raised last
 };
 static_assert(std::atomic<uint32_t>::is_always_lock_free &&
               std::atomic<uint64_t>::is_always_lock_free);
