@@ -37,11 +37,24 @@ std::string Diagnosis::key(std::string_view what, int rank) const {
   return cat(group_, "/diagnosis/", what, "/", rank);
 }
 
+void Diagnosis::tell(const std::string& key, std::string_view word) {
+  store_mute_ = true;
+  store_->set(key, word, kAnswer);
+  store_mute_ = false;
+}
+
+std::optional<std::string> Diagnosis::ask(const std::string& key, Milliseconds at_most) {
+  store_mute_ = true;
+  auto word = store_->find(key, at_most);
+  store_mute_ = false;
+  return word;
+}
+
 void Diagnosis::waits(const Call& call) noexcept {
   try {
     std::string word(sizeof call.is, '\0');
     std::memcpy(word.data(), &call.is, sizeof call.is);
-    store_->set(key("call", rank_), word + describe(call), kGather);
+    tell(key("call", rank_), word + describe(call));
   } catch (...) {  // a store that is gone too has no readers
   }
 }
@@ -52,8 +65,7 @@ void Diagnosis::failed(const Call& call, std::string_view text) noexcept {
   try {
     const std::string word =
         !quoted_.empty() ? quoted_ : cat("rank ", rank_, " failed in ", describe(call), ": ", text);
-    store_->set(key("end", rank_), cat(kFailed, std::string_view(word).substr(0, kLongest)),
-                kGather);
+    tell(key("end", rank_), cat(kFailed, std::string_view(word).substr(0, kLongest)));
   } catch (...) {
   }
 }
@@ -61,14 +73,14 @@ void Diagnosis::failed(const Call& call, std::string_view text) noexcept {
 void Diagnosis::left(uint64_t calls) noexcept {
   if (std::exchange(ended_, true) || size_ == 1) return;
   try {
-    store_->set(key("end", rank_), cat(kLeft, calls), kGather);
+    tell(key("end", rank_), cat(kLeft, calls));
   } catch (...) {
   }
 }
 
 bool Diagnosis::is_past(const Call& call, int peer) noexcept {
   try {
-    const Word word = read(peer);
+    const Word word = read(peer, kPatience);
     const bool later = word.is && is_collective(*word.is) && is_collective(call.is) &&
                        word.is->sequence > call.is.sequence;
     return word.left || later;
@@ -77,9 +89,9 @@ bool Diagnosis::is_past(const Call& call, int peer) noexcept {
   }
 }
 
-Diagnosis::Word Diagnosis::read(int rank) {
+Diagnosis::Word Diagnosis::read(int rank, Milliseconds at_most) {
   Word word;
-  if (const auto end = store_->find(key("end", rank), kGather)) {
+  if (const auto end = ask(key("end", rank), at_most)) {
     if (end->starts_with(kFailed)) word.failure = end->substr(kFailed.size());
     uint64_t calls = 0;
     const char* last = end->data() + end->size();
@@ -87,8 +99,7 @@ Diagnosis::Word Diagnosis::read(int rank) {
         std::from_chars(end->data() + kLeft.size(), last, calls).ptr == last)
       word.left = calls;
   }
-  if (const auto text = store_->find(key("call", rank), kGather);
-      text && text->size() > sizeof(CallShape)) {
+  if (const auto text = ask(key("call", rank), at_most); text && text->size() > sizeof(CallShape)) {
     CallShape is;
     std::memcpy(static_cast<void*>(&is), text->data(), sizeof is);
     word.is = is;
@@ -152,13 +163,25 @@ std::optional<std::string> Diagnosis::explained(const Call& call, const std::vec
              peers.size() == 1 ? ", which waits too" : ", which wait too");
 }
 
+// Names who may be the reason for the others' silence.
+std::string_view Diagnosis::no_store() const {
+  return store_mute_
+             ? "; nor does the store answer, which the run's rank 0 keeps unless the program "
+               "has made it elsewhere"
+             : "";
+}
+
 std::string Diagnosis::lost(const Call& call, int peer) {
   const std::vector<Word> words = gather(call, peer);
   if (auto text = explained(call, words, std::span(&peer, 1))) return *text;
   const Word& word = words[static_cast<size_t>(peer)];
-  if (word.silent())
+  // Without a store nobody knows whether it only suffered from another rank and left word of that.
+  if (word.silent() && !store_mute_)
     return cat(describe(call), ": rank ", peer, " died; its connection to rank ", rank_,
                " ended without a word");
+  if (word.silent())
+    return cat(describe(call), ": the connection of rank ", peer, " to rank ", rank_, " ended",
+               no_store());
   return cat(describe(call), ": rank ", peer, " ended its connection to rank ", rank_, " while in ",
              word.call);
 }
@@ -177,7 +200,7 @@ std::string Diagnosis::silent(const Call& call, std::span<const int> peers) {
   }
   const std::span<const int> named = mute.empty() ? peers : std::span<const int>(mute);
   return cat(describe(call), ": rank ", rank_, " waited ", call.timeout.count(), " ms for ",
-             list_of(named), ", got nothing", others);
+             list_of(named), ", got nothing", others, no_store());
 }
 
 std::string Diagnosis::mismatch(const Call& call) { return list(call, gather(call, -1)); }

@@ -1,7 +1,7 @@
 // Diagnosis: what went wrong between ranks, told to each other through the store.
 // Invariant: a rank leaves word before it lets its peers feel that something is wrong, so that all
-// of them come to the same sentence; nothing here waits longer than kGather for others' words, nor
-// than that for a store that is out of reach.
+// of them come to the same sentence; nothing here waits longer than kGather, nor for a store that
+// has not answered within kAnswer (kPatience).
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,10 @@ class Diagnosis {
  public:
   // How long the words of the others are waited for.
   static constexpr Milliseconds kGather{500};
+  // How long the store is waited for, whose process may be the one that hangs.
+  static constexpr Milliseconds kAnswer{250};
+  // The same for is_past(), where a run that goes well depends on the answer.
+  static constexpr Milliseconds kPatience{2000};
 
   Diagnosis(std::shared_ptr<Store> store, std::string group, int rank, int size);
 
@@ -57,20 +61,24 @@ class Diagnosis {
   };
 
   std::string key(std::string_view what, int rank) const;
-  Word read(int rank);
+  void tell(const std::string& key, std::string_view word);
+  std::optional<std::string> ask(const std::string& key, Milliseconds at_most);
+  Word read(int rank, Milliseconds at_most = kAnswer);
   // Reads until every rank said something; where `until` is a rank, until that one said how it
   // ended, or until calls turn out to differ and every rank said something.
   std::vector<Word> gather(const Call& call, int until) noexcept;
   // The sentence, where another rank's word explains why `peers` do not answer.
   std::optional<std::string> explained(const Call& call, const std::vector<Word>& words,
                                        std::span<const int> peers);
+  std::string_view no_store() const;
   std::string list(const Call& call, const std::vector<Word>& words) const;
 
   std::shared_ptr<Store> store_;
   const std::string group_;
   const int rank_, size_;
   bool ended_ = false;
-  std::string quoted_;  // the failure of another rank that this one suffers from
+  bool store_mute_ = false;  // it left the last word or question unanswered
+  std::string quoted_;       // the failure of another rank that this one suffers from
 };
 
 }  // namespace cairn::dist

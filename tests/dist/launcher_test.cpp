@@ -2,9 +2,7 @@
 // left.
 #include "cairn/dist/launcher.h"
 
-#include <netinet/in.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,20 +10,24 @@
 #include <map>
 #include <thread>
 
-#include "cairn/dist/child.h"
-#include "cairn/dist/worker_output.h"
 #include "tests/catch.h"
+#include "tests/dist/launcher_process.h"
 #include "tests/temp_folder.h"
 
 using namespace cairn;
 using namespace cairn::dist;
 using Catch::Matchers::Contains;
+using test::exists;
+using test::gone;
+using test::interrupt;
+using test::Launcher;
+using test::pids_in;
+using test::port_is_free;
 using Clock = std::chrono::steady_clock;
 
 namespace {
 
 const std::string kWorker = std::string(CAIRN_BIN_DIR) + "/dist_worker";
-const std::string kCairn = std::string(CAIRN_BIN_DIR) + "/cairn";
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kSanitized = true;
@@ -53,88 +55,6 @@ Run run(LaunchOptions options, const std::vector<std::string>& arguments) {
   run.seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return run;
 }
-
-bool exists(pid_t pid) { return kill(pid, 0) == 0; }
-
-// Whether the process is gone (a zombie that some other process has to reap counts) in this time.
-bool gone(pid_t pid, double seconds = 2) {
-  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  do {
-    const std::string state = test::read_bytes(cat("/proc/", pid, "/stat"));
-    if (!exists(pid) || state.find(") Z ") != std::string::npos) return true;
-    std::this_thread::sleep_for(Milliseconds(5));
-  } while (Clock::now() < end);
-  return false;
-}
-
-// The numbers of "pid 123" lines.
-std::vector<pid_t> pids_in(const std::string& text) {
-  std::vector<pid_t> out;
-  for (size_t at = text.find("pid "); at != std::string::npos; at = text.find("pid ", at + 1))
-    out.push_back(static_cast<pid_t>(std::stol(text.substr(at + 4))));
-  return out;
-}
-
-bool port_is_free(int port) {
-  const Socket socket(::socket(AF_INET, SOCK_STREAM, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return bind(socket.fd(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
-}
-
-std::vector<std::string> environment_of_test() {
-  std::vector<std::string> out;
-  for (char** variable = environ; *variable != nullptr; ++variable) out.emplace_back(*variable);
-  return out;
-}
-
-// `cairn launch` as a process of its own.
-class Launcher {
- public:
-  explicit Launcher(const std::vector<std::string>& arguments)
-      : child_(kCairn, with(arguments), environment_of_test()),
-        out_(std::move(child_.out), [this](std::string_view line) { take(out, line); }),
-        err_(std::move(child_.err), [this](std::string_view line) { take(err, line); }) {}
-
-  std::string out, err;
-  pid_t pid() const { return child_.pid(); }
-
-  // Until the text is there, or for ten seconds.
-  bool wait_for(const std::function<bool()>& there) {
-    const auto end = Clock::now() + std::chrono::seconds(10);
-    while (!there() && Clock::now() < end) {
-      out_.read_some(1 << 20);
-      err_.read_some(1 << 20);
-      std::this_thread::sleep_for(Milliseconds(2));
-    }
-    return there();
-  }
-  // Its status; all output is then there.
-  ExitStatus wait_for_end() {
-    std::optional<ExitStatus> status;
-    wait_for([&] { return (status = child_.poll()).has_value(); });
-    out_.finish();
-    err_.finish();
-    REQUIRE(status.has_value());
-    return *status;
-  }
-
- private:
-  static std::vector<std::string> with(const std::vector<std::string>& arguments) {
-    std::vector<std::string> all = {kCairn, "launch"};
-    all.insert(all.end(), arguments.begin(), arguments.end());
-    return all;
-  }
-  static void take(std::string& text, std::string_view line) { text += cat(line, "\n"); }
-
-  Child child_;
-  WorkerOutput out_, err_;
-};
-
-// To the launcher alone, as a terminal's Ctrl-C reaches it: workers have groups of their own.
-void interrupt(const Launcher& launcher) { kill(launcher.pid(), SIGINT); }
 
 }  // namespace
 
