@@ -50,9 +50,13 @@ class DivertedStore : public dist::Store {
                 size_t piece = size_t{1} << 20)
       : store_(std::move(store)), change_(std::move(change)), piece_(piece) {}
 
-  void set(std::string_view key, std::string_view value) override { store_->set(key, value); }
+  void set(std::string_view key, std::string_view value, dist::Milliseconds timeout) override {
+    store_->set(key, value, timeout);
+  }
   std::string get(std::string_view key, dist::Milliseconds timeout) override;
-  std::optional<std::string> find(std::string_view key) override { return store_->find(key); }
+  std::optional<std::string> find(std::string_view key, dist::Milliseconds timeout) override {
+    return store_->find(key, timeout);
+  }
   int64_t add(std::string_view key, int64_t delta) override { return store_->add(key, delta); }
   void wait(std::span<const std::string> keys, dist::Milliseconds timeout) override {
     store_->wait(keys, timeout);
