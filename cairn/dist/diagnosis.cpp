@@ -111,7 +111,7 @@ Diagnosis::Word Diagnosis::read(int rank, Milliseconds at_most) {
 std::vector<Diagnosis::Word> Diagnosis::gather(const Call& call, int until) noexcept {
   waits(call);
   std::vector<Word> words(static_cast<size_t>(size_));
-  const Deadline deadline(kGather);
+  const Deadline deadline(kGather), mute(kMute);
   try {
     for (;; std::this_thread::sleep_for(Milliseconds(5))) {
       bool all = true, differing = false;
@@ -122,7 +122,10 @@ std::vector<Diagnosis::Word> Diagnosis::gather(const Call& call, int until) noex
         differing = differing || (word.is && differ(*word.is, call.is));
       }
       // A peer whose connection ended is about to say why, unless that is plain already.
-      if (until >= 0 && !differing) all = words[static_cast<size_t>(until)].ended();
+      if (until >= 0 && !differing) {
+        const Word& its = words[static_cast<size_t>(until)];
+        all = its.ended() || (its.silent() && mute.expired());
+      }
       if (all || deadline.expired()) break;
     }
   } catch (...) {  // the store's process is gone: what was read until then must do

@@ -21,6 +21,8 @@ class Diagnosis {
  public:
   // How long the words of the others are waited for.
   static constexpr Milliseconds kGather{500};
+  // The same for one whose connection ended without any word. It would have left one before.
+  static constexpr Milliseconds kMute{100};
   // How long the store is waited for, whose process may be the one that hangs.
   static constexpr Milliseconds kAnswer{250};
   // The same for is_past(), where a run that goes well depends on the answer.

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -49,17 +50,21 @@ void say_moment(const std::string& what) {
   say(what + " at " + std::to_string(Clock::now().time_since_epoch().count()));
 }
 
-// One that is on its way while the fault comes.
+// For a call that is on its way while the fault comes.
+const Tensor& large() {
+  static const Tensor tensor = zeros({8 << 20}, {DType::f32});
+  return tensor;
+}
 dist::Work large_sum(dist::ProcessGroup& group) {
-  static const Tensor large = zeros({8 << 20}, {DType::f32});
-  return group.all_reduce(large, dist::ReduceOp::sum, {{.async_op = true}});
+  return group.all_reduce(large(), dist::ReduceOp::sum, {{.async_op = true}});
 }
 
+// Takes addresses, not pages, so that it takes no time.
 void use_up_memory() {
   const rlimit limit{rlim_t{1} << 29, rlim_t{1} << 29};
   setrlimit(RLIMIT_AS, &limit);
-  std::vector<std::string> filled;
-  for (;;) filled.emplace_back(size_t{16} << 20, 'x');
+  std::vector<std::unique_ptr<char[]>> taken;
+  for (;;) taken.push_back(std::make_unique_for_overwrite<char[]>(size_t{16} << 20));
 }
 
 void crash() {
@@ -130,12 +135,14 @@ int walk(const Options& o, dist::ProcessGroup& group) {
   const int64_t numel = o.number("--numel", 3);
   say("pid " + std::to_string(getpid()) + " port " + std::getenv("MASTER_PORT"));
   make_groups(group, o.number("--groups", 0));
+  const bool within_a_call = fault == "kill" || fault == "stop";
+  if (within_a_call) large();
   for (int i = 0; i < steps; ++i) {
     if (i == at && fault != "none") {
       if (culprit) {
         fail_by(fault, group);
         if (fault == "leave") return 0;
-      } else if (fault == "kill" || fault == "stop") {
+      } else if (within_a_call) {
         large_sum(group).wait();
       }
     }
