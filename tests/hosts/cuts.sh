@@ -7,7 +7,7 @@ two=10.77.0.1,10.77.0.2
 
 # survives TEXT COMMAND COMMAND: sums go on after 5 s between these.
 survives() {
-  start_all $two 2 --seconds 7 --timeout 20000
+  start_all $two 2 --seconds 7 --each 20000
   until_said 0 "numel 100003"
   sleep 0.2
   $2
@@ -38,7 +38,7 @@ survives "an interface that is down for 5 s" down up
 for rank in 0 1; do on $rank sysctl -q net.ipv4.tcp_retries2=3; done
 survives "a cable that is out for 5 s" "pull 1" "plug 1"
 
-start_all $two 2 --seconds 60 --timeout 3000
+start_all $two 2 --seconds 60 --each 3000
 for rank in 0 1; do until_said $rank "numel 100003"; done
 pull 1
 # In which of the two levels the cut comes is chance, and so is who hears of it from whom.
@@ -48,7 +48,7 @@ echo "two levels end in time when a host is cut off for good"
 
 for list in $two $two,10.77.0.3; do
   last=$(($(tr ',' '\n' <<<"$list" | wc -l) - 1))
-  start_all "$list" 1 --seconds 60 --timeout 3000
+  start_all "$list" 1 --seconds 60 --each 3000
   for ((rank = 0; rank <= last; ++rank)); do until_said $rank "numel 100003"; done
   pull "$last"
   for ((rank = 0; rank < last; ++rank)); do names $rank "rank $last"; done

@@ -1,6 +1,7 @@
 // A program as a user writes it, for tests over several hosts: makes a group from its environment
 // and sums tensors. Options: --backend NAME, --timeout MILLISECONDS, --bind ADDRESS; --numel N: one
-// sum of so many elements instead of several sizes; --seconds S: then sums for so long.
+// sum of so many elements instead of several sizes; --seconds S: then sums for so long, each with
+// the time-out --each MILLISECONDS.
 // Invariant: what it writes was checked. "numel 1000 hash 5d3f rank 1 of 4 by ring", "slowest 5.3 s
 // of 812 sums", "failed after 3.51 s: TimeoutError: …", where the time is that of the call.
 #include <chrono>
@@ -59,7 +60,7 @@ void sum(dist::ProcessGroup& group, int64_t numel) {
 }
 
 // Small and large sums in turn. Rank 0's element says when it is enough.
-void sum_for(dist::ProcessGroup& group, double seconds) {
+void sum_for(dist::ProcessGroup& group, double seconds, const dist::ReduceOptions& options) {
   const auto start = Clock::now();
   double slowest = 0;
   for (int sums = 1;; ++sums) {
@@ -67,7 +68,7 @@ void sum_for(dist::ProcessGroup& group, double seconds) {
     if (group.rank() == 0 && seconds_since(start) > seconds) t.data<float>()[0] = 1000;
     const auto call = Clock::now();
     try {
-      group.all_reduce(t).wait();
+      group.all_reduce(t, dist::ReduceOp::sum, options).wait();
     } catch (const CommError& error) {
       const bool late = dynamic_cast<const dist::TimeoutError*>(&error) != nullptr;
       const std::string text = error.what();
@@ -95,7 +96,9 @@ void run(const Options& options) {
   std::vector<int64_t> sizes = {0, 1, 3, 1000, 100'003};
   if (options.count("--numel") != 0) sizes = {number(options, "--numel", 0)};
   for (const int64_t numel : sizes) sum(*group, numel);
-  if (options.count("--seconds") != 0) sum_for(*group, number(options, "--seconds", 0));
+  dist::ReduceOptions each;
+  if (options.count("--each") != 0) each.timeout = dist::Milliseconds(number(options, "--each", 0));
+  if (options.count("--seconds") != 0) sum_for(*group, number(options, "--seconds", 0), each);
   group->barrier().wait();
 }
 
