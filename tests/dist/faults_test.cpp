@@ -288,12 +288,12 @@ TEST_CASE("dist: runs at the same time on one machine sum for themselves") {
 TEST_CASE("dist: groups that come and go need no more than 64 descriptors") {
   for (const Arguments& backend : kBackends) {
     const Run run(2,
-                  backend + Arguments{"--descriptors", "64", "--groups", "100", "--steps", "20"});
+                  backend + Arguments{"--descriptors", "61", "--groups", "100", "--steps", "20"});
     INFO(backend.back() << ": " << run.result.text());
     CHECK(run.result.exit_status == 0);
     CHECK_THAT(run.out.at(1), Contains("sums were right"));
     // Too few are an error, not a hang.
-    const Run few(2, backend + Arguments{"--descriptors", "12", "--timeout", "5000"});
+    const Run few(2, backend + Arguments{"--descriptors", "9", "--timeout", "5000"});
     INFO(few.result.text());
     CHECK(few.result.exit_status == 1);
     CHECK_THAT(few.result.text(),

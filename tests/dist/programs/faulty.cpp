@@ -1,7 +1,7 @@
 // A run in which one rank fails on purpose: ranks meet by their environment and sum, step by step.
 // Options: --backend NAME, or --hosts 001: a group of two levels, by each rank's host; --timeout
 // MILLISECONDS, --numel N, --steps N; --rank R and --fault F: what that rank does in --step S;
-// --groups N: so many subgroups before; --descriptors N: the limit of all ranks.
+// --groups N: so many subgroups before; --descriptors N: how many more each rank may open.
 // Invariant: a rank writes "pid P port Q" once it is in the group, "fault at NANOSECONDS" right
 // before the fault, and "heard at NANOSECONDS" when another rank's fault has reached it as an
 // error; it takes no SIGTERM, so that what it has to say is heard.
@@ -157,7 +157,11 @@ int run(const Options& o) {
   const std::string fault = o.text("--fault", "none");
   const bool culprit = o.number("--rank", -1) == e.rank;
   if (const int few = o.number("--descriptors", 0); few > 0) {
-    const rlimit limit{static_cast<rlim_t>(few), static_cast<rlim_t>(few)};
+    const int open =
+        ::dup(STDIN_FILENO);  // the lowest free number: whoever started it may leak some
+    ::close(open);
+    const auto most = static_cast<rlim_t>(open + few);
+    const rlimit limit{most, most};
     setrlimit(RLIMIT_NOFILE, &limit);
   }
   if (culprit && fault == "meeting") meet_and_die(e);
