@@ -11,6 +11,7 @@
 #include "tests/catch.h"
 #include "tests/dist/contract.h"
 #include "tests/dist/launcher_process.h"
+#include "tests/temp_folder.h"
 
 using namespace cairn;
 using namespace cairn::dist;
@@ -268,7 +269,11 @@ TEST_CASE("dist: a launcher that is killed takes ranks in the midst of collectiv
     for (const pid_t pid : test::pids_in(launcher.out)) CHECK(test::gone(pid));
     CHECK(Clock::now() - start < std::chrono::seconds(2));
     const int port = std::stoi(launcher.out.substr(launcher.out.find("port ") + 5));
-    CHECK_NOTHROW(listen_on({"127.0.0.1", port}));
+    // A dead process lets go of its sockets when its last thread has ended.
+    const auto freed = [&] {
+      return test::error_text([&] { listen_on({"127.0.0.1", port}); }).empty();
+    };
+    CHECK(launcher.wait_for(freed, 2));
   }
 }
 
