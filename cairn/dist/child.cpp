@@ -49,8 +49,9 @@ struct Plan {
   if (getppid() != plan.parent) kill(getpid(), SIGKILL);
   sigset_t none;
   sigemptyset(&none);
-  for (const int signal : {SIGPIPE, SIGINT, SIGTERM, SIGHUP, SIGCHLD, SIGQUIT})
-    ::signal(signal, SIG_DFL);
+  for (const int signal : {SIGPIPE, SIGCHLD, SIGQUIT}) ::signal(signal, SIG_DFL);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP})
+    if (!is_ignored(signal)) ::signal(signal, SIG_DFL);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   const bool wired = dup2(plan.in, STDIN_FILENO) >= 0 && dup2(plan.out, STDOUT_FILENO) >= 0 &&
                      dup2(plan.err, STDERR_FILENO) >= 0;
@@ -67,6 +68,11 @@ Socket above_stdio(Socket fd) {
 }
 
 }  // namespace
+
+bool is_ignored(int signal) noexcept {
+  struct sigaction now {};
+  return sigaction(signal, nullptr, &now) == 0 && now.sa_handler == SIG_IGN;
+}
 
 std::string signal_name(int signal) {
   const char* name = sigabbrev_np(signal);

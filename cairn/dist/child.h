@@ -23,6 +23,8 @@ struct ExitStatus {
 
 // "ended with exit status 3", "was killed by signal 9 (SIGKILL), …" with what that often means.
 std::string describe(const ExitStatus& status);
+// Whether this process ignores it, as by nohup. Async-signal-safe.
+bool is_ignored(int signal) noexcept;
 // "SIGKILL"; "signal 34" for those without a name.
 std::string signal_name(int signal);
 

@@ -46,8 +46,8 @@ ClusterEnvironment torchelastic(const Lookup& lookup) {
   ClusterEnvironment e = torch_like(v, "torchelastic");
   // 12910 is where Lightning looks when nobody says anything.
   const int port = v.number_or("MASTER_PORT", 1, 65535, 12910);
-  // The agent's own store listens on MASTER_PORT for as long as its workers live. Of a port that the
-  // system gave, the next one may soon be given away too: those below 32768 are not.
+  // The agent's own store listens on MASTER_PORT for as long as its workers live. Of a port that
+  // the system gave, the next one may soon be given away too: those below 32768 are not.
   const bool held = v.first_of({"TORCHELASTIC_USE_AGENT_STORE"}) == "True";
   constexpr int kGiven = 32768;
   const int beside = port < kGiven - 1 ? port + 1 : kGiven / 2 + port % (kGiven / 2);

@@ -42,9 +42,10 @@ struct ClusterEnvironment {
 // modulo 1000; 25000 + a hash of Open MPI's job id modulo 5000. CAIRN_MASTER_PORT stands above all.
 //
 // Secret: CAIRN_SECRET, which `cairn launch` sets. Under other launchers, where it is not set, it
-// is made of what all ranks know: job id, user, and of Open MPI and torchrun the random bits that
-// they give. Another user of the cluster can guess a job id and a name; set CAIRN_SECRET
-// where such users may reach the port. On one host the store listens on loopback alone.
+// is made of what all ranks know: job id, user, and of Open MPI and torchrun the run's id, which is
+// random where they made it (torchrun: with --standalone). Another user of the cluster can guess
+// the rest; set CAIRN_SECRET where such users may reach the port. On one host the store listens on
+// loopback alone.
 ClusterEnvironment detect_environment();
 ClusterEnvironment detect_environment(const Lookup& lookup);
 

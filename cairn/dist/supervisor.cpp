@@ -23,18 +23,30 @@ constexpr size_t kReadAtOnce = 1 << 20;
 SignalWatch::SignalWatch() {
   sigset_t watched;
   sigemptyset(&watched);
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD}) sigaddset(&watched, signal);
+  // What this process was told to ignore, as by nohup, stays ignored: blocked, it would be queued.
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP})
+    if (!is_ignored(signal)) sigaddset(&watched, signal);
+  // Where the end of children is ignored, nobody hears how they ended.
+  sigaddset(&watched, SIGCHLD);
+  struct sigaction heard {};
+  heard.sa_handler = SIG_DFL;
+  sigaction(SIGCHLD, &heard, &children_before_);
   pthread_sigmask(SIG_BLOCK, &watched, &before_);
   fd_ = Socket(signalfd(-1, &watched, SFD_NONBLOCK | SFD_CLOEXEC));
   if (!fd_) {
     const int reason = errno;
-    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+    restore();
     fail("launch: signals must have a descriptor, got: ", std::strerror(reason));
   }
 }
 
 // A Ctrl-C that was not read is still meant for this process and is delivered now.
-SignalWatch::~SignalWatch() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+SignalWatch::~SignalWatch() { restore(); }
+
+void SignalWatch::restore() noexcept {
+  sigaction(SIGCHLD, &children_before_, nullptr);
+  pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+}
 
 int SignalWatch::next() {
   signalfd_siginfo info{};

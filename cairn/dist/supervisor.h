@@ -14,7 +14,8 @@
 
 namespace cairn::dist {
 
-// SIGINT, SIGTERM, SIGHUP and SIGCHLD as a descriptor; the thread's mask is restored at the end.
+// SIGINT, SIGTERM, SIGHUP, but for those that the process ignores, and SIGCHLD as a descriptor; the
+// thread's mask is restored at the end.
 class SignalWatch {
  public:
   SignalWatch();
@@ -27,7 +28,10 @@ class SignalWatch {
   int next();
 
  private:
+  void restore() noexcept;
+
   sigset_t before_;
+  struct sigaction children_before_ {};
   Socket fd_;
 };
 

@@ -1,6 +1,6 @@
 // TwoLevelGroup: groups inside the hosts, one between their leaders, and one of all.
-// Invariant: before anything else of a collective is done, all ranks have compared it over the group
-// of all; so the groups below agree too.
+// Invariant: before anything else of a collective is done, all ranks have compared it over the
+// group of all; so the groups below agree too.
 #include "cairn/dist/two_level_group.h"
 
 #include <algorithm>

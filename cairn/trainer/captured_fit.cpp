@@ -124,8 +124,10 @@ int64_t Trainer::steps_at_once(bool makes_batch) const {
     });
   };
   if (profiler::recording() || inside(first)) return 0;
-  if (!makes_batch || options_.accumulate_grad_batches != 1 || options_.max_time ||
-      stop_requested_ || overrides(*model_, &TrainingModule::on_train_batch_start))
+  // Processes agree between launches, so all must make as many steps; their callbacks may differ.
+  if (!makes_batch || world_size() > 1 || options_.accumulate_grad_batches != 1 ||
+      options_.max_time || stop_requested_ ||
+      overrides(*model_, &TrainingModule::on_train_batch_start))
     return 1;
 
   int64_t most = std::min({StepGraphs::kCounts[0], resident_->alike(), train_batches_ - first});

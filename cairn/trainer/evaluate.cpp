@@ -75,7 +75,7 @@ const Trainer::Evaluation& Trainer::Evaluation::of(Stage stage) {
 
 void Trainer::run_evaluation(const RunOptions& options) {
   if (!options.ckpt_path.empty()) {
-    const std::string path = resolve_checkpoint(options.ckpt_path);
+    const std::string path = strategy_->broadcast(resolve_checkpoint(options.ckpt_path));
     check(!path.empty(), stage_, ": ckpt_path must lead to a checkpoint, got '", options.ckpt_path,
           "', which leads to none");
     const Checkpoint checkpoint = strategy_->load_checkpoint(path);

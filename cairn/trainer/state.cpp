@@ -2,10 +2,13 @@
 // Invariant: make_checkpoint and the restore functions name the same things; the order of restoring
 // is that of Lightning: modules and callbacks first, then, once the optimizer exists, the training
 // state.
+#include <algorithm>
 #include <utility>
 
 #include "cairn/autograd/engine.h"
+#include "cairn/tensor/factory.h"
 #include "cairn/tensor/random.h"
+#include "cairn/tensor/raw.h"
 #include "cairn/trainer/callbacks/model_checkpoint.h"
 #include "cairn/trainer/trainer.h"
 #include "cairn/trainer/version.h"
@@ -74,7 +77,28 @@ Checkpoint Trainer::make_checkpoint(bool weights_only) {
 }
 
 void Trainer::save_checkpoint(const std::string& path, bool weights_only) {
-  strategy_->save_checkpoint(path, make_checkpoint(weights_only));
+  Checkpoint c = make_checkpoint(weights_only);
+  if (!weights_only && progress_.window > 0 && world_size() > 1) join_open_window(c);
+  strategy_->save_checkpoint(path, c);
+}
+
+// The gradients of an open window are each process's own until it closes. Their mean, as all of
+// them load it, gives the same mean in the end.
+void Trainer::join_open_window(Checkpoint& c) {
+  for (const auto& [name, parameter] : model_->named_parameters()) {
+    std::vector<double> values(static_cast<size_t>(parameter.numel()) + 1);
+    const auto mine = c.gradients.find(name);
+    if (mine != c.gradients.end()) {
+      const Tensor g = raw::contiguous(raw::to(mine->second, DType::f64, kCPU));
+      std::copy(g.data<double>(), g.data<double>() + g.numel(), values.begin());
+      values.back() = 1;  // whether there is one
+    }
+    strategy_->reduce(std::span(values), Reduce::mean);
+    if (values.back() == 0) continue;
+    const Tensor joined = empty(parameter.shape(), {DType::f64});
+    std::copy(values.begin(), values.end() - 1, joined.data<double>());
+    c.gradients[name] = raw::to(joined, parameter.dtype(), kCPU);
+  }
 }
 
 // Empty: "last" was asked for and there is none.

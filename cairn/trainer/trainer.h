@@ -231,6 +231,7 @@ class Trainer {
   void restore_training();
   void restore_random_state();
   bool takes_up_loader(const Checkpoint& c) const;
+  void join_open_window(Checkpoint& c);
 
   // Calls a hook of every callback, then the module's, with log() set to the hook's rule. What is
   // called while a step is captured is not called again at its launches, so callbacks are left out.

@@ -34,6 +34,9 @@ std::vector<std::string> command(const std::vector<std::string>& arguments) {
   return all;
 }
 
+// Tests that a script runs in the background ignore Ctrl-C, and so would what they start.
+void hear_interrupts() { ::signal(SIGINT, SIG_DFL); }
+
 WorkerOutput::Take lines_to(std::string& text) {
   return [&text](std::string_view line) { text += cat(line, "\n"); };
 }
@@ -69,7 +72,7 @@ bool port_is_free(int port) {
 }
 
 Launcher::Launcher(const std::vector<std::string>& arguments)
-    : child_(kCairn, command(arguments), environment_of_test()),
+    : child_((hear_interrupts(), kCairn), command(arguments), environment_of_test()),
       out_(std::move(child_.out), lines_to(out)),
       err_(std::move(child_.err), lines_to(err)) {}
 

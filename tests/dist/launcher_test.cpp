@@ -210,6 +210,29 @@ TEST_CASE("dist: one Ctrl-C lets workers stop, a second one ends them at once") 
   for (const pid_t pid : pids_in(hard.out)) CHECK(gone(pid));
 }
 
+TEST_CASE("dist: what the launcher is told to ignore does not end it") {
+  // As nohup and a script's & leave it.
+  const auto hangup = ::signal(SIGHUP, SIG_IGN);
+  Launcher launcher({"--workers", "2", "--", kWorker, "graceful", "all"});
+  ::signal(SIGHUP, hangup);
+  REQUIRE(launcher.wait_for([&] { return pids_in(launcher.out).size() == 2; }));
+  ::kill(launcher.pid(), SIGHUP);
+  std::this_thread::sleep_for(Milliseconds(300));
+  for (const pid_t pid : pids_in(launcher.out)) {
+    ::kill(pid, SIGHUP);
+    CHECK(exists(pid));
+  }
+  interrupt(launcher);
+  CHECK(launcher.wait_for_end().shell() == 130);
+}
+
+TEST_CASE("dist: a process that ignores the end of its children can launch") {
+  const auto before = ::signal(SIGCHLD, SIG_IGN);
+  const Run r = run({.workers = 2}, {"leave", "all"});
+  CHECK(::signal(SIGCHLD, before) == SIG_IGN);
+  CHECK(r.result.exit_status == 0);
+}
+
 TEST_CASE("dist: SIGTERM ends the run with status 143") {
   Launcher launcher({"--workers", "2", "--", kWorker, "graceful", "all"});
   REQUIRE(launcher.wait_for([&] { return pids_in(launcher.out).size() == 2; }));

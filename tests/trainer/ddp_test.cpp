@@ -228,6 +228,27 @@ TEST_CASE("trainer: an epoch is resumed in its middle by as many processes") {
                                      "by as many, got 1"));
 }
 
+TEST_CASE("trainer: a window that is open when several processes save is closed after a resume") {
+  const OneThread one_thread;
+  const TempFolder folder;
+  const std::string path = folder.path() + "/open.ckpt";
+  struct SaveWithin : trainer::Callback {
+    explicit SaveWithin(std::string path) : path_(std::move(path)) {}
+    void on_train_batch_end(Trainer& trainer, trainer::TrainingModule&, const Tensor&, const Batch&,
+                            int64_t batch_idx) override {
+      if (batch_idx == 1) trainer.save_checkpoint(path_);
+    }
+    const std::string path_;
+  };
+  const TrainerOptions options = quiet({.max_epochs = 1, .accumulate_grad_batches = 3});
+  Job job{.options = options};
+  job.change = [&](int, TrainerOptions& o) { o.callbacks = {SaveWithin(path)}; };
+  const auto whole = job.run(2);
+  const auto resumed = Job{.options = options, .resume = path}.run(2);
+  CHECK(resumed[0].parameters == resumed[1].parameters);
+  CHECK(largest_difference(whole[0].parameters, resumed[0].parameters) < 1e-6);
+}
+
 TEST_CASE("trainer: an error of saving reaches all processes") {
   const OneThread one_thread;
   const TempFolder folder;
