@@ -22,8 +22,10 @@ inline std::string in_words(Milliseconds time) {
 class Deadline {
  public:
   using Clock = std::chrono::steady_clock;
+  static constexpr Milliseconds kLongest = std::chrono::hours(24 * 24);
 
-  explicit Deadline(Milliseconds timeout) : at_(Clock::now() + timeout) {}
+  // At most 24 days, which is what poll() can be told.
+  explicit Deadline(Milliseconds timeout) : at_(Clock::now() + std::min(timeout, kLongest)) {}
   explicit Deadline(Clock::time_point at) : at_(at) {}
 
   Clock::time_point at() const { return at_; }
@@ -34,7 +36,7 @@ class Deadline {
   }
   // The nearer of the two.
   Deadline or_in(Milliseconds timeout) const {
-    return Deadline(std::min(at_, Clock::now() + timeout));
+    return Deadline(std::min(at_, Deadline(timeout).at_));
   }
 
  private:

@@ -153,11 +153,15 @@ void Doorkeeper::drop_oldest() {
 void Doorkeeper::refuse(int fd, std::string_view why) {
   const auto at = unproven_.find(fd);
   refusals_.add(at->second->from.address, why);
+  // Closing is not enough where a forked child still holds the connection.
+  ::epoll_ctl(poll_.fd(), EPOLL_CTL_DEL, fd, nullptr);
   unproven_.erase(at);
 }
 
 void Doorkeeper::go_on(int fd, std::vector<Guest>& in) {
-  Unproven& peer = *unproven_.at(fd);
+  const auto at = unproven_.find(fd);
+  if (at == unproven_.end()) return;  // refused earlier in this round
+  Unproven& peer = *at->second;
   Handshake& handshake = peer.handshake;
   while (true) {
     const auto rest = std::span(peer.buffer).first(handshake.expects()).subspan(peer.filled);

@@ -2,6 +2,7 @@
 // Invariant: calls run in the order in which they were asked for, one at a time.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -30,6 +31,8 @@ class HostGroup : public ProcessGroup {
   // Ends the thread after the running call; those that wait fail. To be called first by the
   // destructors of classes that implement run().
   void stop() noexcept;
+  // Collectives that have run.
+  uint64_t executed() const { return executed_.load(); }
 
  private:
   struct Task;
@@ -43,6 +46,7 @@ class HostGroup : public ProcessGroup {
   std::deque<std::shared_ptr<Task>> queue_;
   bool busy_ = false;  // a call runs, on the thread or in place
   bool stopping_ = false;
+  std::atomic<uint64_t> executed_ = 0;
   std::exception_ptr broken_;
   std::thread thread_;  // from the first asynchronous call on
 };

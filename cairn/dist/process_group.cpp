@@ -99,15 +99,18 @@ void check_whole(CallKind kind, const char* what, const Tensor& whole, const Ten
   check(whole.dtype() == part.dtype() && whole.device() == part.device(), name_of(kind), ": ", what,
         " must be ", part.dtype(), " on ", part.device(), ", got ", whole.dtype(), " on ",
         whole.device());
-  Shape stacked{size};
-  for (int64_t s : part.shape()) stacked.push_back(s);
   Shape joined = part.shape();
   if (joined.empty())
     joined.push_back(size);
   else
     joined[0] *= size;
-  check(whole.shape() == stacked || whole.shape() == joined, name_of(kind), ": ", what,
-        " must have shape ", stacked, " or ", joined, ", got ", whole.shape());
+  if (whole.shape() == joined) return;
+  check(part.shape().size() < static_cast<size_t>(kMaxRank), name_of(kind), ": ", what,
+        " must have shape ", joined, ", got ", whole.shape());
+  Shape stacked{size};
+  for (int64_t s : part.shape()) stacked.push_back(s);
+  check(whole.shape() == stacked, name_of(kind), ": ", what, " must have shape ", stacked, " or ",
+        joined, ", got ", whole.shape());
 }
 
 }  // namespace
@@ -242,10 +245,9 @@ Work ProcessGroup::number_and_submit(Call call, const CallOptions& options) {
   {
     const std::lock_guard lock(order_);
     const auto peer = static_cast<size_t>(std::max(call.peer, 0));
-    uint64_t& next = call.is.kind == CallKind::send   ? sent_[peer]
-                     : call.is.kind == CallKind::recv ? received_[peer]
-                                                      : next_;
-    call.is.sequence = next++;
+    call.is.sequence = call.is.kind == CallKind::send   ? sent_[peer]++
+                       : call.is.kind == CallKind::recv ? received_[peer]++
+                                                        : next_++;
     call.deadline = Deadline(call.timeout);
     work = submit(std::move(call), options.async_op);
   }

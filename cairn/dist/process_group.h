@@ -99,7 +99,8 @@ class ProcessGroup {
   // [size, ...]: part j of rank i's input becomes part i of rank j's output.
   Work all_to_all(const Tensor& output, const Tensor& input, const CallOptions& options = {});
   // One rank sends what another receives. Their numbers count apart from the others', by pair and
-  // direction.
+  // direction. A group does one call at a time, and a send may last until its receiver is there: of
+  // two ranks that exchange, one must receive first, asynchronous or not.
   Work send(const Tensor& t, int to, const CallOptions& options = {});
   Work recv(const Tensor& t, int from, const CallOptions& options = {});
   Work barrier(const CallOptions& options = {});
@@ -118,7 +119,7 @@ class ProcessGroup {
   // The last collectives.
   std::string flight_record() const { return recorder_.table(); }
   // Collectives asked for so far (send and recv not counted).
-  uint64_t sequence() const { return next_; }
+  uint64_t sequence() const { return next_.load(); }
 
  protected:
   explicit ProcessGroup(GroupOptions options);
@@ -139,7 +140,7 @@ class ProcessGroup {
 
   GroupOptions options_;
   std::mutex order_;  // numbers and queues as one
-  uint64_t next_ = 0;
+  std::atomic<uint64_t> next_ = 0;
   std::vector<uint64_t> sent_, received_;  // by peer
 };
 

@@ -31,7 +31,7 @@ class RingGroup : public HostGroup {
         runner_(mesh_, rank(), [this](int peer) { return diagnosis_.is_past(*current_, peer); }) {}
   ~RingGroup() override {
     stop();
-    diagnosis_.left(sequence());
+    diagnosis_.left(executed());
     mesh_.leave();
   }
 

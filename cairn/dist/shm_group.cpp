@@ -61,7 +61,7 @@ class ShmGroup : public HostGroup {
   // A child that this process forked has no say in the group.
   ~ShmGroup() override {
     stop();
-    if (::getpid() == owner_) board_.diagnosis().left(sequence());
+    if (::getpid() == owner_) board_.diagnosis().left(executed());
   }
 
   std::string_view backend() const override { return "shm"; }

@@ -223,7 +223,11 @@ void TcpStoreServer::Impl::settle() {
 void TcpStoreServer::Impl::drop(uint64_t id) {
   waiters_.drop(id);
   join_.leave(id);
-  clients_.erase(id);
+  if (const auto at = clients_.find(id); at != clients_.end()) {
+    // Closing is not enough where a forked child still holds the connection.
+    watch(EPOLL_CTL_DEL, at->second.connection.fd(), id, 0);
+    clients_.erase(at);
+  }
   count_ = static_cast<int>(clients_.size());
 }
 

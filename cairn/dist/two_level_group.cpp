@@ -90,10 +90,10 @@ TwoLevelGroup::TwoLevelGroup(GroupOptions options, std::vector<int> hosts)
       leader_ranks_.push_back(r);
     if (host == hosts_[static_cast<size_t>(rank())]) own_host_.push_back(r);
   }
-  all_ = part(everyone, "all", ring_group);
+  all_ = part(everyone, "(all)", ring_group);
   if (own_host_.size() > 1)
-    inside_ = part(own_host_, cat("host of rank ", own_host_[0]), shm_group);
-  leaders_ = part(leader_ranks_, "leaders", ring_group);
+    inside_ = part(own_host_, cat("(host of rank ", own_host_[0], ")"), shm_group);
+  leaders_ = part(leader_ranks_, "(leaders)", ring_group);
 }
 
 // The groups below number their ranks and calls for themselves, so the error says what it is about.

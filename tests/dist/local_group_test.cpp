@@ -45,6 +45,11 @@ TEST_CASE("dist: wrong arguments are one sentence") {
                     "all_reduce: tensor must be defined, got an undefined one");
   CHECK_THROWS_WITH(group->all_gather(zeros({3}, {DType::i64}), ints),
                     Contains("output must have shape [1, 4] or [4], got [3]"));
+  // Where there is no dimension left for the ranks, the joined shape is the only one.
+  const Tensor deep = full({1, 1, 1, 1, 1, 1, 1, 2}, 3), same = zeros(deep.shape());
+  group->all_gather(same, deep);
+  CHECK(same.data<float>()[0] == 3);
+  CHECK(same.data<float>()[1] == 3);
   CHECK_THROWS_WITH(group->send(ints, 0), Contains("must be another rank"));
   CHECK_THROWS_WITH(local_group({.size = 2, .store = nullptr}), Contains("store must be given"));
 }
@@ -56,4 +61,13 @@ TEST_CASE("dist: the flight recorder keeps the last 64 collectives") {
   const std::string table = group->flight_record();
   CHECK(std::count(table.begin(), table.end(), '\n') == 64);
   CHECK_THAT(table, Contains("all_reduce #36 ") && !Contains("all_reduce #35 "));
+}
+
+TEST_CASE("dist: a deadline without end is far away, not past") {
+  const Deadline never(Milliseconds::max());
+  CHECK(!never.expired());
+  CHECK(never.remaining() > std::chrono::hours(24));
+  CHECK(!Deadline(Milliseconds(10)).or_in(Milliseconds::max()).expired());
+  const auto group = local_group({.timeout = Milliseconds::max()});
+  group->barrier();
 }
