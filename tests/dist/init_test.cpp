@@ -1,6 +1,8 @@
 // From the variables of a launcher to a group: by ranks that are threads, and by workers.
 #include "cairn/dist/init.h"
 
+#include <cmath>
+#include <cstring>
 #include <future>
 #include <thread>
 
@@ -185,4 +187,30 @@ TEST_CASE("dist: a worker that dies before the ranks meet ends the run at once")
   // Others may see the store's end before they are told to end.
   CHECK(r.text().rfind("rank 1 ended with exit status 3\n", 0) == 0);
   CHECK(seconds < 2);
+}
+
+TEST_CASE("dist: processes that share batches train what one process trains") {
+  const auto fitted = [](int workers) {
+    const test::TempFolder folder;
+    const LaunchResult result = launch(
+        {.workers = workers, .program = {std::string(CAIRN_BIN_DIR) + "/dist_fit", folder.path()}});
+    INFO(result.text());
+    REQUIRE(result.exit_status == 0);
+    std::vector<std::vector<float>> out;
+    for (int r = 0; r < workers; ++r) {
+      const std::string bytes = test::read_bytes(folder.path(std::to_string(r)));
+      out.emplace_back(bytes.size() / sizeof(float));
+      std::memcpy(out.back().data(), bytes.data(), bytes.size());
+    }
+    return out;
+  };
+  const auto one = fitted(1), two = fitted(2), four = fitted(4);
+  REQUIRE(one[0].size() == 8 * 9 + 8 + 512 * 10 + 10);
+  CHECK(two[0] == two[1]);
+  for (int r = 1; r < 4; ++r) CHECK(four[0] == four[static_cast<size_t>(r)]);
+  double largest = 0;
+  for (const auto* several : {&two[0], &four[0]})
+    for (size_t i = 0; i < one[0].size(); ++i)
+      largest = std::max(largest, std::abs(static_cast<double>(one[0][i]) - (*several)[i]));
+  CHECK(largest < 1e-6);
 }
