@@ -34,6 +34,10 @@ enum class CallKind : uint8_t {
 };
 std::string_view name_of(CallKind kind);
 inline void append_text(std::string& out, CallKind kind) { out += name_of(kind); }
+// Whether all ranks take part, not two.
+inline bool is_collective(CallKind kind) {
+  return kind != CallKind::send && kind != CallKind::recv;
+}
 
 // What all ranks must agree on, as one rank tells it. Trivially copyable, so that it can travel.
 struct CallShape {

@@ -9,22 +9,7 @@
 #include "cairn/tensor/raw.h"
 
 namespace cairn::dist {
-namespace {
-
-// FNV-1a over numbers; not negative, so that it can be negated.
-class Hash {
- public:
-  void add(int64_t number) {
-    for (int byte = 0; byte < 8; ++byte)
-      hash_ = (hash_ ^ (static_cast<uint64_t>(number) >> (8 * byte) & 0xff)) * 1099511628211u;
-  }
-  int64_t value() const { return static_cast<int64_t>(hash_ >> 1); }
-
- private:
-  uint64_t hash_ = 14695981039346656037u;
-};
-
-}  // namespace
+namespace {}  // namespace
 
 void DistributedDataParallel::Reducer::hook_leaves() {
   for (size_t i = 0; i < plan.leaves.size(); ++i)
@@ -142,15 +127,10 @@ void DistributedDataParallel::Reducer::exchange_control(bool at_work) {
   int64_t* control = control_.data<int64_t>();
   std::fill(control, control + control_.numel(), std::numeric_limits<int64_t>::min());
   if (at_work) {
-    Hash hash;
-    for (const Running& b : buckets_) {
-      hash.add(static_cast<int64_t>(b.zeros.size()));
-      for (const kernels::ZeroRange& range : b.zeros) {
-        hash.add(range.begin);
-        hash.add(range.end);
-      }
-    }
-    control[0] = hash.value();
+    uint64_t hash = 0;
+    for (const Running& b : buckets_)
+      hash = (hash + 1) * 0x9e3779b97f4a7c15u ^ kernels::hash_of(b.zeros);
+    control[0] = static_cast<int64_t>(hash >> 1);  // so that it can be negated
     control[1] = -control[0];
     for (int64_t i = 2; i < control_.numel(); ++i) control[i] = 1;
     for (const size_t i : unused_) control[2 + i] = 0;

@@ -13,13 +13,9 @@ constexpr std::string_view kFailed = "failed ", kLeft = "left ";
 // Words are for people; no error grows without bound by quoting others.
 constexpr size_t kLongest = 2000;
 
-bool is_collective(const CallShape& is) {
-  return is.kind != CallKind::send && is.kind != CallKind::recv;
-}
-
 // Whether both should be the same call but are not.
 bool differ(const CallShape& a, const CallShape& b) {
-  return is_collective(a) && is_collective(b) && a.sequence == b.sequence && !(a == b);
+  return is_collective(a.kind) && is_collective(b.kind) && a.sequence == b.sequence && !(a == b);
 }
 
 std::string list_of(std::span<const int> ranks) {
@@ -81,7 +77,7 @@ void Diagnosis::left(uint64_t calls) noexcept {
 bool Diagnosis::is_past(const Call& call, int peer) noexcept {
   try {
     const Word word = read(peer, kPatience);
-    const bool later = word.is && is_collective(*word.is) && is_collective(call.is) &&
+    const bool later = word.is && is_collective(word.is->kind) && is_collective(call.is.kind) &&
                        word.is->sequence > call.is.sequence;
     return word.left || later;
   } catch (...) {
@@ -156,7 +152,7 @@ std::optional<std::string> Diagnosis::explained(const Call& call, const std::vec
   for (int r = 0; r < size_; ++r) {
     const Word& word = words[static_cast<size_t>(r)];
     if (r == rank_) continue;
-    if (word.left && is_collective(call.is) && *word.left <= call.is.sequence) return left(r);
+    if (word.left && is_collective(call.is.kind) && *word.left <= call.is.sequence) return left(r);
     if (!word.failure.empty()) return quote(r);
     if (word.silent()) mute.push_back(r);
   }

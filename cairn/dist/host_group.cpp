@@ -106,7 +106,7 @@ void HostGroup::execute(Task& task) noexcept {
   try {
     run(task.call);
     recorder_.ended(task.ticket, true);
-    if (task.call.is.kind != CallKind::send && task.call.is.kind != CallKind::recv) ++executed_;
+    if (is_collective(task.call.is.kind)) ++executed_;
   } catch (const std::exception& error) {
     recorder_.ended(task.ticket, false);
     failed(task.call, error);

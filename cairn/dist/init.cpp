@@ -38,43 +38,23 @@ Factory factory_of(const std::string& name) {
 
 // The run's store as its groups hold it: the last one that lets go of rank 0's waits for the
 // others.
-class RunStore : public Store {
+class RunStore : public ForwardingStore {
  public:
   RunStore(std::shared_ptr<TcpStore> store, Milliseconds timeout)
-      : store_(std::move(store)), timeout_(timeout) {}
+      : ForwardingStore(store), tcp_(std::move(store)), timeout_(timeout) {}
 
   ~RunStore() override {
-    if (store_->server() == nullptr) return;
+    if (tcp_->server() == nullptr) return;
     // Each rank has one connection; a dead one's has ended.
     constexpr Milliseconds kFailing{1000}, kLook{5};
     const Deadline deadline(std::uncaught_exceptions() > 0 ? std::min(kFailing, timeout_)
                                                            : timeout_);
-    while (store_->server()->connections() > 1 && !deadline.expired())
+    while (tcp_->server()->connections() > 1 && !deadline.expired())
       std::this_thread::sleep_for(kLook);
   }
 
-  void set(std::string_view key, std::string_view value, Milliseconds timeout) override {
-    store_->set(key, value, timeout);
-  }
-  std::string get(std::string_view key, Milliseconds timeout) override {
-    return store_->get(key, timeout);
-  }
-  std::optional<std::string> find(std::string_view key, Milliseconds timeout) override {
-    return store_->find(key, timeout);
-  }
-  int64_t add(std::string_view key, int64_t delta) override { return store_->add(key, delta); }
-  void wait(std::span<const std::string> keys, Milliseconds timeout) override {
-    store_->wait(keys, timeout);
-  }
-  std::string compare_set(std::string_view key, std::string_view expected,
-                          std::string_view desired) override {
-    return store_->compare_set(key, expected, desired);
-  }
-  bool delete_key(std::string_view key) override { return store_->delete_key(key); }
-  int64_t num_keys() override { return store_->num_keys(); }
-
  private:
-  const std::shared_ptr<TcpStore> store_;
+  const std::shared_ptr<TcpStore> tcp_;
   const Milliseconds timeout_;
 };
 

@@ -37,7 +37,10 @@ class RingGroup : public HostGroup {
 
   std::string_view backend() const override { return "ring"; }
   std::shared_ptr<ProcessGroup> subgroup(const std::vector<int>& ranks,
-                                         const std::string& name) override;
+                                         const std::string& name) override {
+    const auto sub = sub_options(ranks, name);
+    return sub ? ring_group(*sub) : nullptr;
+  }
 
  private:
   struct Planned {
@@ -115,9 +118,7 @@ void RingGroup::walk(const Call& call) {
   int64_t numel = part_numel(call, size());
   kernels::ZeroRanges holes;
   if (worthwhile(call.zeros, numel, item_size(call.is.dtype))) {
-    const uint64_t hash =
-        XXH3_64bits(call.zeros.data(), call.zeros.size() * sizeof(kernels::ZeroRange));
-    if (runner_.agree(id, hash | 1, call.deadline)) {
+    if (runner_.agree(id, kernels::hash_of(call.zeros) | 1, call.deadline)) {
       holes = call.zeros;
       for (const kernels::ZeroRange& range : holes) numel -= range.end - range.begin;
     }
@@ -151,25 +152,6 @@ void RingGroup::run(const Call& call) {
     // The others come to their own deadlines, and name the same rank.
     throw TimeoutError(diagnosis_.silent(call, late.peers));
   }
-}
-
-std::shared_ptr<ProcessGroup> RingGroup::subgroup(const std::vector<int>& ranks,
-                                                  const std::string& name) {
-  check(!ranks.empty(), "subgroup: ranks must be at least one, got none");
-  for (size_t i = 0; i < ranks.size(); ++i) {
-    check(ranks[i] >= 0 && ranks[i] < size(), "subgroup: ranks must be 0 to ", size() - 1, ", got ",
-          ranks[i]);
-    check(std::find(ranks.begin(), ranks.begin() + static_cast<std::ptrdiff_t>(i), ranks[i]) ==
-              ranks.begin() + static_cast<std::ptrdiff_t>(i),
-          "subgroup: ranks must differ, got ", ranks[i], " twice");
-  }
-  const auto at = std::find(ranks.begin(), ranks.end(), rank());
-  if (at == ranks.end()) return nullptr;
-  GroupOptions sub = options();
-  sub.rank = static_cast<int>(at - ranks.begin());
-  sub.size = static_cast<int>(ranks.size());
-  sub.name = cat(sub.name, "/", name);
-  return ring_group(std::move(sub));
 }
 
 }  // namespace

@@ -93,7 +93,7 @@ class Planner {
   // A plan in which a peer would hear nothing from this rank gets an empty frame: what is wrong
   // with a call must be known to all before anyone goes on.
   void greet() {
-    if (o_.kind == CallKind::send || o_.kind == CallKind::recv) return;
+    if (!is_collective(o_.kind)) return;
     for_each_peer([&](int p) {
       for (Moves* moves : {&plan_.sends, &plan_.recvs})
         if ((*moves)[static_cast<size_t>(p)].empty()) push(*moves, p, {}, 0);

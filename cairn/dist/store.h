@@ -54,6 +54,35 @@ class Store {
                Milliseconds timeout = kDefaultTimeout);
 };
 
+// Hands everything on to another store; for those that add something to one.
+class ForwardingStore : public Store {
+ public:
+  explicit ForwardingStore(std::shared_ptr<Store> store) : store_(std::move(store)) {}
+
+  void set(std::string_view key, std::string_view value, Milliseconds timeout) override {
+    store_->set(key, value, timeout);
+  }
+  std::string get(std::string_view key, Milliseconds timeout) override {
+    return store_->get(key, timeout);
+  }
+  std::optional<std::string> find(std::string_view key, Milliseconds timeout) override {
+    return store_->find(key, timeout);
+  }
+  int64_t add(std::string_view key, int64_t delta) override { return store_->add(key, delta); }
+  void wait(std::span<const std::string> keys, Milliseconds timeout) override {
+    store_->wait(keys, timeout);
+  }
+  std::string compare_set(std::string_view key, std::string_view expected,
+                          std::string_view desired) override {
+    return store_->compare_set(key, expected, desired);
+  }
+  bool delete_key(std::string_view key) override { return store_->delete_key(key); }
+  int64_t num_keys() override { return store_->num_keys(); }
+
+ protected:
+  const std::shared_ptr<Store> store_;
+};
+
 // Within one process, for tests and for ranks that are threads.
 std::shared_ptr<Store> memory_store();
 

@@ -111,7 +111,7 @@ void TwoLevelGroup::run(const Call& call) {
 
 void TwoLevelGroup::walk(const Call& call) {
   const CallKind kind = call.is.kind;
-  if (kind == CallKind::send || kind == CallKind::recv) return through_all(call);
+  if (!is_collective(kind)) return through_all(call);
   const bool same_zeros = compare(call);
   if (kind == CallKind::all_reduce) return all_reduce(call, same_zeros);
   if (kind == CallKind::broadcast) return broadcast(call);

@@ -44,32 +44,15 @@ class Middleman {
 };
 
 // A store for rank 1 of a ring in which rank 0 seems to listen where a middleman does.
-class DivertedStore : public dist::Store {
+class DivertedStore : public dist::ForwardingStore {
  public:
   DivertedStore(std::shared_ptr<dist::Store> store, Middleman::Change change,
                 size_t piece = size_t{1} << 20)
-      : store_(std::move(store)), change_(std::move(change)), piece_(piece) {}
+      : ForwardingStore(std::move(store)), change_(std::move(change)), piece_(piece) {}
 
-  void set(std::string_view key, std::string_view value, dist::Milliseconds timeout) override {
-    store_->set(key, value, timeout);
-  }
   std::string get(std::string_view key, dist::Milliseconds timeout) override;
-  std::optional<std::string> find(std::string_view key, dist::Milliseconds timeout) override {
-    return store_->find(key, timeout);
-  }
-  int64_t add(std::string_view key, int64_t delta) override { return store_->add(key, delta); }
-  void wait(std::span<const std::string> keys, dist::Milliseconds timeout) override {
-    store_->wait(keys, timeout);
-  }
-  std::string compare_set(std::string_view key, std::string_view expected,
-                          std::string_view desired) override {
-    return store_->compare_set(key, expected, desired);
-  }
-  bool delete_key(std::string_view key) override { return store_->delete_key(key); }
-  int64_t num_keys() override { return store_->num_keys(); }
 
  private:
-  const std::shared_ptr<dist::Store> store_;
   const Middleman::Change change_;
   const size_t piece_;
   std::unique_ptr<Middleman> middleman_;
