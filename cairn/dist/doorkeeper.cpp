@@ -119,6 +119,9 @@ void Doorkeeper::take_new() {
     try {
       socket = accept_from(listener_);
     } catch (const CommError&) {
+      // Without a descriptor the system does not say whether anybody is there.
+      if (listener_.wait_readable(Deadline(Milliseconds(0))) != Transfer::done) return;
+      starved_ = true;
       if (unproven_.empty()) return listen(false);
       drop_oldest();
       continue;

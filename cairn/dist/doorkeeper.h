@@ -61,6 +61,8 @@ class Doorkeeper {
   std::optional<Guest> admit(const Deadline& deadline);
 
   Refusals& refusals() { return refusals_; }
+  // Whether there was ever no descriptor for somebody who came.
+  bool starved() const { return starved_; }
 
  private:
   struct Unproven;
@@ -78,6 +80,7 @@ class Doorkeeper {
   std::map<int, std::unique_ptr<Unproven>> unproven_;  // by descriptor
   std::vector<Guest> waiting_;                         // let in and not yet taken by admit()
   std::optional<Deadline> resume_;  // while there are no descriptors for new connections
+  bool starved_ = false;
   Refusals refusals_;
 };
 

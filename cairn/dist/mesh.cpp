@@ -9,6 +9,7 @@
 #include <charconv>
 #include <fstream>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "cairn/dist/auth.h"
@@ -20,6 +21,8 @@ namespace {
 // What a connection may stay unanswered beyond the group's time-out: the deadlines of calls decide,
 // also where calls follow one another, and never the system. This much is Linux's default.
 constexpr Milliseconds kPatience = std::chrono::minutes(15);
+// Before a connection that was dropped is made again.
+constexpr Milliseconds kPause{50};
 
 // The same for all processes of one machine and of no other.
 std::string machine_id() {
@@ -58,7 +61,7 @@ class Meeting {
   void publish(const Endpoint& endpoint);
   Card card_of(int rank);
   Socket connect_to(int rank);
-  void admit(Doorkeeper& door);
+  void admit();
   void add(int rank, Socket socket);
   [[noreturn]] void too_late();
 
@@ -68,6 +71,7 @@ class Meeting {
   AuthOptions auth_;
   int local_size_ = 1;
   std::vector<std::unique_ptr<Link>> links_;
+  std::optional<Doorkeeper> door_;
 };
 
 void Meeting::agree_on_size() {
@@ -108,23 +112,37 @@ Meeting::Card Meeting::card_of(int rank) {
 
 Socket Meeting::connect_to(int rank) {
   const Card card = card_of(rank);
-  Socket socket = connect_once(card.endpoint, deadline_);
   const Claim claim{static_cast<uint32_t>(o_.rank)};
-  const Claim peer = authenticate(socket, Side::client, auth_, claim, deadline_,
-                                  cat("ring: connection from rank ", o_.rank, " to rank ", rank));
-  if (peer[0] != static_cast<uint32_t>(rank))
-    throw CommError(cat("ring: ", card.endpoint, " must be rank ", rank, ", got rank ", peer[0]));
-  return socket;
+  while (true) {
+    Socket socket = connect_once(card.endpoint, deadline_);
+    try {
+      const Claim peer =
+          authenticate(socket, Side::client, auth_, claim, deadline_,
+                       cat("ring: connection from rank ", o_.rank, " to rank ", rank));
+      if (peer[0] != static_cast<uint32_t>(rank))
+        throw RefusedError(
+            cat("ring: ", card.endpoint, " must be rank ", rank, ", got rank ", peer[0]));
+      return socket;
+    } catch (const RefusedError&) {
+      throw;
+    } catch (const CommError&) {
+      // Dropped unheard, as strangers may be while many come at once. One that has ended no longer
+      // listens.
+      if (deadline_.expired()) throw;
+    }
+    std::this_thread::sleep_until(deadline_.or_in(kPause).at());
+  }
 }
 
-void Meeting::admit(Doorkeeper& door) {
+void Meeting::admit() {
   for (int missing = o_.size - 1 - o_.rank; missing > 0;) {
-    std::optional<Doorkeeper::Guest> guest = door.admit(deadline_);
+    std::optional<Doorkeeper::Guest> guest = door_->admit(deadline_);
     if (!guest) too_late();
     const auto rank = static_cast<size_t>(guest->claim[0]);
-    if (rank <= static_cast<size_t>(o_.rank) || rank >= links_.size() || links_[rank]) continue;
+    if (rank <= static_cast<size_t>(o_.rank) || rank >= links_.size()) continue;
+    // One that comes again has given up the connection that it made before.
+    if (!links_[rank]) --missing;
     add(static_cast<int>(rank), std::move(guest->socket));
-    --missing;
   }
 }
 
@@ -146,9 +164,9 @@ void Meeting::too_late() {
   }
   const std::string start = cat("ring: ", joined, " of ", o_.size, " ranks joined the group '",
                                 o_.name, "' within ", in_words(o_.timeout));
-  throw CommError(joined < o_.size ? cat(start, ", missing [", missing, "]")
-                                   : cat(start, ", but rank ", o_.rank, " is not connected to [",
-                                         unconnected, "]"));
+  if (joined < o_.size) throw CommError(cat(start, ", missing [", missing, "]"));
+  throw CommError(cat(start, ", but rank ", o_.rank, " is not connected to [", unconnected, "]",
+                      door_->starved() ? "; a descriptor must be free for each, got too few" : ""));
 }
 
 std::vector<std::unique_ptr<Link>> Meeting::meet() {
@@ -159,10 +177,10 @@ std::vector<std::unique_ptr<Link>> Meeting::meet() {
            .run_id = o_.store->compare_set(key("run"), "", random_name()),
            .purpose = cat("ring ", o_.name)};
   const Claim claim{static_cast<uint32_t>(o_.rank)};
-  Doorkeeper door(listen_on({o_.address, 0}), auth_, claim);
-  publish(door.endpoint());
+  door_.emplace(listen_on({o_.address, 0}), auth_, claim);
+  publish(door_->endpoint());
   for (int r = 0; r < o_.rank; ++r) add(r, connect_to(r));
-  admit(door);
+  admit();
   for (int r = 0; r < o_.size; ++r)
     if (r != o_.rank && card_of(r).machine == machine_) ++local_size_;
   return std::move(links_);

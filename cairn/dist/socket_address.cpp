@@ -144,8 +144,13 @@ Socket try_connect(const Endpoint& endpoint, const Deadline& deadline, int& erro
     ::getsockopt(socket.fd(), SOL_SOCKET, SO_ERROR, &error, &length);
     if (error != 0) return {};
   }
+  Address peer;
+  if (::getpeername(socket.fd(), peer.get(), &peer.length) != 0) {
+    error = errno;  // ended again already
+    return {};
+  }
   // A free port may be connected to itself by chance, and would then look taken to its owner.
-  if (socket.local() == socket.peer()) {
+  if (socket.local() == endpoint_of(peer)) {
     error = ECONNREFUSED;
     return {};
   }

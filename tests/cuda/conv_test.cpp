@@ -98,6 +98,7 @@ class Settings {
     cuda::settings().deterministic = false;
     cuda::settings().benchmark = false;
     emulator::refuse_adding(false);
+    emulator::refuse_running_engine(-1);
     emulator::set_known_engines(emulator::Known::all);
     forget_plans();
   }
@@ -187,6 +188,21 @@ TEST_CASE("cuda: without an engine, or one that adds, own kernels take over") {
   const int64_t asked = log.heuristics;
   compare(kPlain, DType::f32, false, 1e-5);
   CHECK(log.heuristics == asked);
+}
+
+TEST_CASE("cuda: a plan that fails gives way to the next one") {
+  const Settings restored;
+  emulator::DnnLog& log = emulator::dnn_log();
+  emulator::refuse_running_engine(emulator::kChanceEngine);
+  forget_plans();
+  compare(kPlain, DType::f32, false, 0.05);
+  CHECK(log.last_engine == emulator::kTensorEngine);
+  // It is not tried again, and neither is the search.
+  emulator::refuse_running_engine(-1);
+  const emulator::DnnLog before = log;
+  compare(kPlain, DType::f32, false, 0.05);
+  CHECK(log.last_engine == emulator::kTensorEngine);
+  CHECK(log.heuristics == before.heuristics);
 }
 
 TEST_CASE("cuda: a convolution's plan is made once, timed where that is wanted") {

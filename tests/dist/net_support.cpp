@@ -3,6 +3,7 @@
 
 #include <signal.h>
 #include <sys/time.h>
+#include <unistd.h>
 
 #include <climits>
 #include <filesystem>
@@ -52,6 +53,17 @@ int open_descriptors() {
   if (failed) return INT_MAX;  // not even one for looking
   return static_cast<int>(std::distance(begin(folder), end(folder)));
 }
+
+DescriptorLimit::DescriptorLimit(int more) {
+  ::getrlimit(RLIMIT_NOFILE, &before_);
+  const int lowest_free = ::dup(STDIN_FILENO);
+  ::close(lowest_free);
+  rlimit few = before_;
+  few.rlim_cur = static_cast<rlim_t>(lowest_free + more);
+  ::setrlimit(RLIMIT_NOFILE, &few);
+}
+
+DescriptorLimit::~DescriptorLimit() { ::setrlimit(RLIMIT_NOFILE, &before_); }
 
 Proxy::Proxy(int server_port, size_t piece)
     : server_port_(server_port),

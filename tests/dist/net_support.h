@@ -1,6 +1,8 @@
 // Peers that do not behave, and a proxy between two that do, for tests of everything that listens.
 #pragma once
 
+#include <sys/resource.h>
+
 #include <atomic>
 #include <mutex>
 #include <string>
@@ -18,6 +20,16 @@ void say(dist::Socket& socket, const std::string& bytes);
 std::string hear_until_closed(dist::Socket& socket, dist::Milliseconds within);
 
 int open_descriptors();
+
+// While it lives, this process may open so many descriptors more.
+class DescriptorLimit {
+ public:
+  explicit DescriptorLimit(int more);
+  ~DescriptorLimit();
+
+ private:
+  rlimit before_{};
+};
 
 // Hands bytes on between clients and a server on loopback, in pieces of `piece` bytes, and keeps
 // what the clients said.

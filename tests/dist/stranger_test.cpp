@@ -1,6 +1,8 @@
 // Who does not belong to a run: kept out, told little, and no trouble to those who do.
 #include <algorithm>
 #include <atomic>
+#include <future>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -285,4 +287,20 @@ TEST_CASE("dist: a doorkeeper lets members in one by one") {
   for (std::thread& peer : peers) peer.join();
   CHECK(seen == 7);
   CHECK(proven == 3);
+}
+
+TEST_CASE("dist: a doorkeeper lets a member in by the last descriptor") {
+  Doorkeeper door(listen_on({"127.0.0.1", 0}), {"s", "run", "mesh"}, {42});
+  Socket socket = stranger(door.endpoint().port);
+  std::optional<Doorkeeper::Guest> guest;
+  const auto peer = std::async(std::launch::async, [&] {
+    return authenticate(socket, Side::client, {"s", "run", "mesh"}, {7}, Deadline(20s), "test")[0];
+  });
+  {
+    const test::DescriptorLimit limit(1);
+    guest = door.admit(Deadline(20s));
+  }
+  REQUIRE(guest);
+  CHECK(guest->claim[0] == 7);
+  CHECK(!door.starved());
 }

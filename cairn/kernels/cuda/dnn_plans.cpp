@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <optional>
 
 #include "cairn/kernels/cuda/workspace.h"
 #include "cairn/tensor/cuda.h"
@@ -37,6 +38,7 @@ const DnnApi* dnn_api() {
 struct Entry {
   std::unique_ptr<DnnGraph> graph;
   std::unique_ptr<DnnGraph::Plan> plan;  // null: there is none
+  int failed = 0;                        // plans by heuristics that did not run here
 };
 struct DeviceDnn {
   cudnnHandle_t handle = nullptr;
@@ -107,15 +109,18 @@ float time_of(Device device, const Run& run) {
 // Finds the plan of one call.
 class Search {
  public:
-  Search(const DnnContext& context, DnnCall& call, bool timed)
-      : context_(context), call_(call), timed_(timed) {}
+  // `failed`: how many of the recommended plans are left out, with what the store says.
+  Search(const DnnContext& context, DnnCall& call, bool timed, int failed = 0)
+      : context_(context), call_(call), timed_(timed) {
+    entry_.failed = failed;
+  }
 
   Entry run() {
     const std::string line =
         cat(cairn::cuda::properties(context_.device).name, "; cuDNN ", context_.api.version(), "; ",
             call_.line(), timed_ ? " timed" : "");
     const PlanStore store = PlanStore::of_user();
-    const auto known = store.load(line);
+    const auto known = entry_.failed == 0 ? store.load(line) : std::nullopt;
     if (known == kOwnKernel && call_.competes()) return {};
     try {
       entry_.graph = std::make_unique<DnnGraph>(call_.graph(context_));
@@ -138,9 +143,13 @@ class Search {
 
  private:
   void first(cudnnBackendHeurMode_t mode) {
-    for (Descriptor& config : entry_.graph->recommended(mode))
-      if (entry_.graph->allowed(config) && (entry_.plan = entry_.graph->build(std::move(config))))
-        return;
+    for (Descriptor& config : entry_.graph->recommended(mode)) {
+      if (!entry_.graph->allowed(config)) continue;
+      auto plan = entry_.graph->build(std::move(config));
+      if (plan == nullptr || built_++ < entry_.failed) continue;
+      entry_.plan = std::move(plan);
+      return;
+    }
   }
 
   // False where there is no memory for it.
@@ -193,6 +202,7 @@ class Search {
   DnnCall& call_;
   bool timed_;
   bool own_won_ = false;
+  int built_ = 0;  // by first()
   float best_ = std::numeric_limits<float>::infinity();
   Entry entry_;
 };
@@ -232,15 +242,18 @@ bool run_by_dnn(Device device, DnnCall& call) {
   }
   if (at == own.entries.end())
     at = own.entries.emplace(std::pair{key, timed}, Search(context, call, timed).run()).first;
-  if (at->second.plan == nullptr) return false;
-  const DnnGraph::Plan& plan = *at->second.plan;
-  try {
-    call.run(context, plan, workspace(device, plan.workspace));
-  } catch (const Error&) {
-    at->second.plan.reset();  // an own kernel serves this call and all later ones
-    return false;
+  Entry& entry = at->second;
+  while (entry.plan != nullptr) {
+    try {
+      call.run(context, *entry.plan, workspace(device, entry.plan->workspace));
+      return true;
+    } catch (const Error&) {
+      // The next one takes its place; in the end an own kernel does, for later calls too.
+      entry.plan.reset();
+      if (!timed) entry = Search(context, call, timed, entry.failed + 1).run();
+    }
   }
-  return true;
+  return false;
 }
 
 int64_t alignment_of(std::span<void* const> pointers) {

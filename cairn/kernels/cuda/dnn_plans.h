@@ -52,8 +52,8 @@ class DnnCall {
   ~DnnCall() = default;
 };
 
-// False, having done nothing that counts, where cuDNN is not there, has no plan for the call or one
-// that fails, or where an own kernel was faster.
+// False, having done nothing that counts, where cuDNN is not there, has no plan for the call that
+// runs, or where an own kernel was faster.
 bool run_by_dnn(Device device, DnnCall& call);
 
 // The largest power of two, at most 16, that divides all addresses: the most that kernels ask for.

@@ -19,6 +19,7 @@ DnnLog log;
 size_t version_number = 91900;
 bool adding_refused = false;
 bool running_refused = false;
+int64_t refused_engine = -1;
 Known known = Known::all;
 std::string last_error;
 
@@ -341,6 +342,7 @@ cudnnStatus_t execute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
   const Node* const engine =
       chosen.node(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG)->node(CUDNN_ATTR_ENGINECFG_ENGINE);
   const auto index = engine->one<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
+  if (index == refused_engine) return refuse("running", CUDNN_STATUS_EXECUTION_FAILED);
   const int64_t workspace = engine_at(index)->workspace;
   char* const scratch = given.has(CUDNN_ATTR_VARIANT_PACK_WORKSPACE)
                             ? given.one<char*>(CUDNN_ATTR_VARIANT_PACK_WORKSPACE)
@@ -404,6 +406,7 @@ const kernels::cuda::DnnApi& fake_dnn() { return kFake; }
 void set_dnn_version(size_t version) { version_number = version; }
 void refuse_adding(bool on) { adding_refused = on; }
 void refuse_running(bool on) { running_refused = on; }
+void refuse_running_engine(int64_t engine) { refused_engine = engine; }
 void set_known_engines(Known engines) { known = engines; }
 
 }  // namespace cairn::emulator

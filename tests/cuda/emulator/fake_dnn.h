@@ -26,8 +26,9 @@ const kernels::cuda::DnnApi& fake_dnn();
 void set_dnn_version(size_t version);
 // No engine can add to its result.
 void refuse_adding(bool on);
-// Plans can be made and fail when they run.
+// Plans can be made and fail when they run: all, or those of one engine (-1: of none).
 void refuse_running(bool on);
+void refuse_running_engine(int64_t engine);
 // Heuristics recommend nothing, or only in fallback mode.
 enum class Known { all, fallback, nothing };
 void set_known_engines(Known known);
