@@ -248,11 +248,8 @@ void train(const Options& o) {
 }
 
 // What the workers write.
-void show(const dist::OutputLine& line) {
-  std::FILE* stream = line.error ? stderr : stdout;
-  if (line.rank != 0) std::fprintf(stream, "[%d] ", line.rank);
-  std::fprintf(stream, "%.*s\n", static_cast<int>(line.text.size()), line.text.data());
-  std::fflush(stream);
+std::string show(const dist::OutputLine& line) {
+  return cat(line.rank != 0 ? cat("[", line.rank, "] ") : "", line.text, "\n");
 }
 
 int main(int argc, char** argv) {

@@ -179,6 +179,7 @@ std::string LaunchResult::text() const {
     out += cat("the last lines of rank ", failure.rank, ":\n");
     for (const std::string& line : failure.last_lines) out += cat("  ", line, "\n");
   }
+  if (!output_error.empty()) out += cat(output_error, "\n");
   return out;
 }
 

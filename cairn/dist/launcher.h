@@ -33,8 +33,12 @@ struct LaunchOptions {
 
   // More variables of the workers ("NAME=value"); they stand above those of this process.
   std::vector<std::string> environment = {};
-  // Gets each line; not called where it is empty. It may write to a terminal and wait for that.
-  std::function<void(const OutputLine&)> on_line = {};
+  // Gets each line and returns what to write of it to this process's standard output (error, where
+  // it was written there), with its line feed; "" for nothing. It must not wait for anything:
+  // launch() writes, and looks after the workers whether that is read or not. While nobody reads,
+  // the workers wait as at any pipe that is full. One who has gone (`| head`) changes nothing for
+  // them.
+  std::function<std::string(const OutputLine&)> show = {};
 
   // SIGINT and SIGTERM are the launcher's while it runs: the first is passed on to the workers,
   // which have `interrupt_grace` to end; a second one ends them at once. They must be blocked in
@@ -42,6 +46,9 @@ struct LaunchOptions {
   Milliseconds interrupt_grace = std::chrono::milliseconds(4000);
   // After a failure the other workers get SIGTERM, and SIGKILL this much later.
   Milliseconds failure_grace = std::chrono::milliseconds(1000);
+  // When all workers have ended, lines may still wait for their reader. They are given up when it
+  // takes nothing for so long (after an interrupt: for failure_grace), or at a signal.
+  Milliseconds output_grace = std::chrono::hours(1);
 
   static constexpr int kHostsPort = 29440;
 };
@@ -70,6 +77,8 @@ struct LaunchResult {
   int interrupted_by = 0;  // SIGINT, SIGTERM, SIGHUP or 0
   // The failure that began it, and then those that followed from it.
   std::vector<WorkerFailure> failures = {};
+  // Why the last lines were given up, or "".
+  std::string output_error = {};
   // What a user is to read: the first failure with its error and last lines, then one line for each
   // that followed. "" where all went well.
   std::string text() const;

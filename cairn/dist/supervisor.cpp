@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
+#include <utility>
 
 namespace cairn::dist {
 namespace {
@@ -16,7 +18,17 @@ namespace {
 constexpr Milliseconds kSettle{300};
 // SIGCHLD may have gone to another thread.
 constexpr Milliseconds kLook{100};
-constexpr size_t kReadAtOnce = 1 << 20;
+// From one stream of a worker, before the next has its turn.
+constexpr size_t kReadAtOnce = 64 << 10;
+// Beyond what waits for its reader, so that workers that are told to end can say their last words.
+constexpr size_t kLastWords = 1 << 20;
+
+sigset_t only(int signal) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, signal);
+  return set;
+}
 
 }  // namespace
 
@@ -32,6 +44,8 @@ SignalWatch::SignalWatch() {
   heard.sa_handler = SIG_DFL;
   sigaction(SIGCHLD, &heard, &children_before_);
   pthread_sigmask(SIG_BLOCK, &watched, &before_);
+  const sigset_t pipe = only(SIGPIPE);
+  pthread_sigmask(SIG_BLOCK, &pipe, nullptr);
   fd_ = Socket(signalfd(-1, &watched, SFD_NONBLOCK | SFD_CLOEXEC));
   if (!fd_) {
     const int reason = errno;
@@ -44,6 +58,11 @@ SignalWatch::SignalWatch() {
 SignalWatch::~SignalWatch() { restore(); }
 
 void SignalWatch::restore() noexcept {
+  // That of our own writes is nobody's.
+  const sigset_t pipe = only(SIGPIPE);
+  const timespec now{};
+  while (sigismember(&before_, SIGPIPE) == 0 && sigtimedwait(&pipe, nullptr, &now) > 0) {
+  }
   sigaction(SIGCHLD, &children_before_, nullptr);
   pthread_sigmask(SIG_SETMASK, &before_, nullptr);
 }
@@ -51,6 +70,11 @@ void SignalWatch::restore() noexcept {
 int SignalWatch::next() {
   signalfd_siginfo info{};
   return read(fd_.fd(), &info, sizeof info) == sizeof info ? static_cast<int>(info.ssi_signo) : 0;
+}
+
+Supervisor::Supervisor(const LaunchOptions& options) : options_(options), out_(STDOUT_FILENO) {
+  // Through one queue, so that no line comes in the midst of another.
+  if (!same_output(STDOUT_FILENO, STDERR_FILENO)) err_.emplace(STDERR_FILENO);
 }
 
 void Supervisor::start(int rank, const std::string& file,
@@ -63,7 +87,7 @@ void Supervisor::start(int rank, const std::string& file,
   const auto taker = [this, w = worker.get()](bool error) {
     return [this, w, error](std::string_view line) {
       w->last.add(line);
-      if (options_.on_line) options_.on_line({w->rank, error, line});
+      if (options_.show) queue(error).add(options_.show({w->rank, error, line}));
     };
   };
   worker->out = std::make_unique<WorkerOutput>(std::move(worker->child->out), taker(false));
@@ -73,11 +97,12 @@ void Supervisor::start(int rank, const std::string& file,
 
 LaunchResult Supervisor::run() {
   while (!all_ended()) {
-    wait();
+    move_output(next_);
     take_signals();
     look_for_ended();
     advance();
   }
+  hand_over();
   return result();
 }
 
@@ -86,17 +111,59 @@ bool Supervisor::all_ended() const {
                      [](const auto& worker) { return worker->ended.has_value(); });
 }
 
-// Returns when something is there, and at the latest when the state has to change.
-void Supervisor::wait() {
+bool Supervisor::any_failed() const {
+  return std::any_of(workers_.begin(), workers_.end(),
+                     [](const auto& worker) { return worker->ended && !worker->ended->well(); });
+}
+
+// Returns when something is there, and at the latest at the deadline. Whether anything that was
+// written went out.
+bool Supervisor::move_output(const Deadline& deadline) {
   std::vector<PollEntry> entries = {{signals_.fd(), true, false}};
+  std::vector<std::pair<WorkerOutput*, OutputQueue*>> reading;
+  const bool ends = state_ == State::ending || state_ == State::killed;
+  const size_t more = ends ? kLastWords : 0;
   for (const auto& worker : workers_)
-    for (const WorkerOutput* output : {worker->out.get(), worker->err.get()})
-      if (output->fd() >= 0) entries.push_back({output->fd(), true, false});
-  poll_until(entries, next_.or_in(kLook));
-  size_t at = 1;
-  for (const auto& worker : workers_)
-    for (WorkerOutput* output : {worker->out.get(), worker->err.get()})
-      if (output->fd() >= 0 && entries[at++].ready) output->read_some(kReadAtOnce);
+    for (const bool error : {false, true}) {
+      WorkerOutput* const from = (error ? worker->err : worker->out).get();
+      if (from->fd() < 0 || queue(error).full(more)) continue;
+      reading.emplace_back(from, &queue(error));
+      entries.push_back({from->fd(), true, false});
+    }
+  for (const bool error : {false, true})
+    if (!queue(error).empty()) entries.push_back({queue(error).fd(), false, true});
+  poll_until(entries, deadline.or_in(kLook));
+  for (size_t i = 0; i < reading.size(); ++i)
+    if (const auto [from, to] = reading[i]; entries[1 + i].ready && !to->full(more))
+      from->read_some(kReadAtOnce);
+  const bool out = out_.write_some();
+  return (err_ && err_->write_some()) || out;
+}
+
+bool Supervisor::handed_over() const {
+  return out_.empty() && (!err_ || err_->empty()) &&
+         std::all_of(workers_.begin(), workers_.end(), [](const auto& worker) {
+           return worker->out->fd() < 0 && worker->err->fd() < 0;
+         });
+}
+
+// The workers have ended; what they wrote is on its way to its reader.
+void Supervisor::hand_over() {
+  const Milliseconds grace = interrupted_by_ != 0 ? options_.failure_grace : options_.output_grace;
+  for (Deadline deadline(grace); !handed_over();) {
+    if (move_output(deadline)) deadline = Deadline(grace);
+    int signal = signals_.next();
+    while (signal == SIGCHLD) signal = signals_.next();
+    if (signal == 0 && !deadline.expired()) continue;
+    if (signal == 0)
+      output_error_ =
+          cat("launch: what workers write must be read, got nobody who took any within ",
+              in_words(grace), "; the last lines are lost");
+    else if (interrupted_by_ == 0 && !any_failed())
+      interrupted_by_ = signal;
+    out_.give_up();
+    if (err_) err_->give_up();
+  }
 }
 
 void Supervisor::look_for_ended() {
@@ -106,8 +173,8 @@ void Supervisor::look_for_ended() {
     if (!worker->ended) continue;
     worker->ended_at = Clock::now();
     guard_.forget(worker->child->pid());
-    worker->out->finish();
-    worker->err->finish();
+    worker->out->end();
+    worker->err->end();
   }
 }
 
@@ -126,10 +193,7 @@ void Supervisor::take_signals() {
 
 void Supervisor::advance() {
   if (state_ == State::running || state_ == State::settling) {
-    const bool failed = std::any_of(workers_.begin(), workers_.end(), [](const auto& worker) {
-      return worker->ended && !worker->ended->well();
-    });
-    if (!failed) return;
+    if (!any_failed()) return;
     // A cause needs no better explanation.
     const bool known = std::any_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
       WorkerFailure failure;
@@ -192,6 +256,7 @@ LaunchResult Supervisor::result() const {
   });
   LaunchResult result;
   result.interrupted_by = interrupted_by_;
+  result.output_error = output_error_;
   for (Found& each : found) result.failures.push_back(std::move(each.failure));
   if (interrupted_by_ != 0)
     result.exit_status = 128 + interrupted_by_;

@@ -1,21 +1,24 @@
 // Supervisor: waits for workers that run, passes signals on, and ends all of them when one fails.
-// Invariant: one loop, one thread; every wait in it has an end.
+// Invariant: one loop, one thread; every wait in it has an end, and none is for who reads what the
+// workers write.
 #pragma once
 
 #include <signal.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cairn/dist/failure_report.h"
 #include "cairn/dist/guard.h"
 #include "cairn/dist/launcher.h"
+#include "cairn/dist/output_queue.h"
 #include "cairn/dist/worker_output.h"
 
 namespace cairn::dist {
 
-// SIGINT, SIGTERM, SIGHUP, but for those that the process ignores, and SIGCHLD as a descriptor; the
-// thread's mask is restored at the end.
+// SIGINT, SIGTERM, SIGHUP, but for those that the process ignores, and SIGCHLD as a descriptor; and
+// no SIGPIPE. The thread's mask is restored at the end.
 class SignalWatch {
  public:
   SignalWatch();
@@ -37,7 +40,7 @@ class SignalWatch {
 
 class Supervisor {
  public:
-  explicit Supervisor(const LaunchOptions& options) : options_(options) {}
+  explicit Supervisor(const LaunchOptions& options);
 
   // Error where it cannot run; the workers that were started before it are then killed.
   void start(int rank, const std::string& file, const std::vector<std::string>& environment,
@@ -57,17 +60,23 @@ class Supervisor {
   };
   enum class State { running, settling, ending, killed };
 
-  void wait();
+  OutputQueue& queue(bool error) { return error && err_ ? *err_ : out_; }
+  bool move_output(const Deadline& deadline);
   void look_for_ended();
   void take_signals();
   void advance();
   void end_all(int signal, Milliseconds grace);
   void send(int signal);
+  void hand_over();
+  bool handed_over() const;
   bool all_ended() const;
+  bool any_failed() const;
   int order(const Worker& worker, WorkerFailure& failure) const;
   LaunchResult result() const;
 
   const LaunchOptions& options_;
+  OutputQueue out_;
+  std::optional<OutputQueue> err_;  // absent: goes where out_ goes
   SignalWatch signals_;
   Guard guard_;
   std::vector<std::unique_ptr<Worker>> workers_;
@@ -75,6 +84,7 @@ class Supervisor {
   Deadline next_{Deadline::Clock::time_point::max()};  // when the state changes by itself
   Clock::time_point told_ = Clock::time_point::max();  // when the others were told to end
   int interrupted_by_ = 0;
+  std::string output_error_;
 };
 
 }  // namespace cairn::dist

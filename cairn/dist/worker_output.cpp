@@ -1,8 +1,10 @@
 // WorkerOutput.
 #include "cairn/dist/worker_output.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <limits>
@@ -17,21 +19,31 @@ void LastLines::add(std::string_view line) {
 void WorkerOutput::read_some(size_t most) {
   std::array<char, 16384> buffer;
   for (size_t total = 0; fd_ && total < most;) {
-    const ssize_t got = read(fd_.fd(), buffer.data(), buffer.size());
+    const ssize_t got = read(fd_.fd(), buffer.data(), std::min(buffer.size(), left_));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && errno == EAGAIN) return;
-    if (got <= 0) {
-      take_rest();
-      fd_.close();
-      return;
-    }
+    if (got <= 0) return close();
     take_bytes({buffer.data(), static_cast<size_t>(got)});
     total += static_cast<size_t>(got);
+    if (left_ == std::numeric_limits<size_t>::max()) continue;
+    left_ -= static_cast<size_t>(got);
+    if (left_ == 0) close();
   }
 }
 
+void WorkerOutput::end() {
+  int there = 0;
+  if (!fd_) return;
+  if (ioctl(fd_.fd(), FIONREAD, &there) != 0 || there <= 0) return close();
+  left_ = static_cast<size_t>(there);
+}
+
 void WorkerOutput::finish() {
+  end();
   read_some(std::numeric_limits<size_t>::max());
+}
+
+void WorkerOutput::close() {
   take_rest();
   fd_.close();
 }

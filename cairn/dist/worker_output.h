@@ -5,6 +5,7 @@
 
 #include <deque>
 #include <functional>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -34,16 +35,21 @@ class WorkerOutput {
   int fd() const { return fd_.fd(); }  // -1 once it has ended
   // Takes what is there, at most about `most` bytes.
   void read_some(size_t most);
-  // Takes all that is there, the line that was begun as well, and closes.
+  // The worker has ended: what is there now is all that will be taken, whoever else may still hold
+  // the other end and write.
+  void end();
+  // end(), and takes it, the line that was begun as well.
   void finish();
 
  private:
   void take_bytes(std::string_view bytes);
   void take_rest();
+  void close();
 
   Socket fd_;
   Take take_;
   std::string begun_;
+  size_t left_ = std::numeric_limits<size_t>::max();  // bytes that will still be taken
 };
 
 }  // namespace cairn::dist

@@ -11,7 +11,7 @@ namespace cairn::trainer {
 
 std::optional<dist::LaunchResult> launch_ranks(
     int workers, int argc, const char* const* argv,
-    std::function<void(const dist::OutputLine&)> on_line) {
+    std::function<std::string(const dist::OutputLine&)> show) {
   check(workers >= 1, "launch_ranks: workers must be at least 1, got ", workers);
   const dist::ClusterEnvironment environment = dist::detect_environment();
   if (environment.name != "single") {
@@ -25,7 +25,7 @@ std::optional<dist::LaunchResult> launch_ranks(
   options.workers = workers;
   options.program.push_back(std::filesystem::read_symlink("/proc/self/exe").string());
   for (int i = 1; i < argc; ++i) options.program.emplace_back(argv[i]);
-  options.on_line = std::move(on_line);
+  options.show = std::move(show);
   return dist::launch(options);
 }
 

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <optional>
+#include <string>
 
 #include "cairn/dist/launcher.h"
 
@@ -13,8 +14,8 @@ namespace cairn::trainer {
 // To be called at the start of main(), before any threads. In a process that a launcher started
 // (this function, `cairn launch`, torchrun, srun, …), and for one worker, it returns nothing, and
 // the program goes on. Else it runs the program `workers` times with the same arguments, and
-// returns how they ended: then main() shows text() and returns exit_status. `on_line` gets each
-// line that a rank writes.
+// returns how they ended: then main() shows text() and returns exit_status. `show` says what to
+// write of each line of a rank, see LaunchOptions; without it they are not shown.
 //
 //   if (const auto ended = trainer::launch_ranks(workers, argc, argv, show)) {
 //     std::fputs(ended->text().c_str(), stderr);
@@ -25,6 +26,6 @@ namespace cairn::trainer {
 // 0. A C++ program decides for itself whether main() may run again.)
 std::optional<dist::LaunchResult> launch_ranks(
     int workers, int argc, const char* const* argv,
-    std::function<void(const dist::OutputLine&)> on_line = {});
+    std::function<std::string(const dist::OutputLine&)> show = {});
 
 }  // namespace cairn::trainer

@@ -55,7 +55,10 @@ struct Run {
   Run(int workers, const Arguments& arguments, Milliseconds grace = Milliseconds(3000)) {
     LaunchOptions options{.workers = workers, .failure_grace = grace};
     options.program = Arguments{kFaulty} + arguments;
-    options.on_line = [&](const OutputLine& line) { out[line.rank] += cat(line.text, "\n"); };
+    options.show = [&](const OutputLine& line) {
+      out[line.rank] += cat(line.text, "\n");
+      return "";
+    };
     auto from = Clock::now();
     result = launch(options);
     const auto end = Clock::now();

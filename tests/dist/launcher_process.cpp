@@ -79,7 +79,7 @@ Launcher::Launcher(const std::vector<std::string>& arguments)
 bool Launcher::wait_for(const std::function<bool()>& there, double seconds) {
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
   while (!there() && Clock::now() < end) {
-    out_.read_some(1 << 20);
+    if (reads_out) out_.read_some(1 << 20);
     err_.read_some(1 << 20);
     std::this_thread::sleep_for(Milliseconds(2));
   }

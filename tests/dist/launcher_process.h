@@ -23,6 +23,8 @@ class Launcher {
   explicit Launcher(const std::vector<std::string>& arguments);
 
   std::string out, err;
+  // Else its standard output is left in the pipe until wait_for_end().
+  bool reads_out = true;
   pid_t pid() const { return child_.pid(); }
 
   // Until it holds, or for so long.

@@ -47,8 +47,9 @@ Run run(LaunchOptions options, const std::vector<std::string>& arguments) {
   Run run;
   options.program = {kWorker};
   options.program.insert(options.program.end(), arguments.begin(), arguments.end());
-  options.on_line = [&](const OutputLine& line) {
+  options.show = [&](const OutputLine& line) {
     (line.error ? run.err : run.out)[line.rank].emplace_back(line.text);
+    return "";
   };
   const auto start = Clock::now();
   run.result = launch(options);

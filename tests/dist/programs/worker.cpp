@@ -1,5 +1,6 @@
 // A worker as tests of the launcher start it: worker ACTION RANK [ARGUMENT…]. That rank (or every
 // one, with "all") does the action; what the others do meanwhile is others().
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -82,6 +83,28 @@ void write_lines(int count) {
   std::printf("not ended");
 }
 
+void tell_pid() {
+  std::fprintf(stderr, "pid %d\n", getpid());
+  std::fflush(stderr);
+}
+
+// Numbered lines without end.
+void flood() {
+  tell_pid();
+  const std::string filler(80, 'x');
+  for (int i = 0;; ++i) std::printf("line %d %s end\n", i, filler.c_str());
+}
+
+// Becomes the program, with an output that does not block.
+void run_nonblocking(const std::vector<std::string>& program) {
+  fcntl(STDOUT_FILENO, F_SETFL, O_NONBLOCK);
+  std::vector<char*> arguments;
+  for (const std::string& argument : program)
+    arguments.push_back(const_cast<char*>(argument.c_str()));
+  arguments.push_back(nullptr);
+  execv(arguments[0], arguments.data());
+}
+
 // Takes Ctrl-C as a wish to stop.
 void graceful() {
   signal(SIGINT, [](int) { interrupted = 1; });
@@ -124,6 +147,11 @@ void others(const std::string& action) {
     wait(0.3);
     std::exit(3);
   }
+  if (action == "flood") {
+    tell_pid();
+    wait(0.5);
+    std::exit(3);
+  }
   wait(60);
 }
 
@@ -146,6 +174,8 @@ int main(int argc, char** argv) {
       {"slow_report", [&] { fail_with(broken, 30); }},
       {"variables", [&] { show_variables(rest); }},
       {"lines", [&] { write_lines(std::stoi(rest.at(0))); }},
+      {"flood", flood},
+      {"nonblocking", [&] { run_nonblocking(rest); }},
       {"graceful", graceful},
       {"stubborn", stubborn},
       {"grandchild", grandchild},
