@@ -73,21 +73,26 @@ class Client : public TcpStore {
     return call(op, body, sane(timeout) + kGrace);
   }
   // Of who has little time: a server that was silent is not waited for until it is heard of again.
-  // The request goes out all the same.
+  // The request goes out all the same, if there is room for it.
   Answer call_briefly(StoreOp op, const std::string& body, Milliseconds timeout);
   Milliseconds own_wait() const { return timeout_ + kGrace; }
   int64_t call_number(StoreOp op, const std::string& body);
-  void send(StoreOp op, uint32_t id, const std::string& body, const Deadline& deadline);
+  Transfer send(StoreOp op, uint32_t id, const std::string& body, const Deadline& deadline);
   void read_replies();
   void end(const std::string& why);
+  std::string no_server() const {
+    return cat("store: server at ", peer_, " must be there, got the connection's end");
+  }
 
   const Milliseconds timeout_;
   // Outlives the connection, which is closed before.
   const std::shared_ptr<TcpStoreServer> server_;
   Socket socket_;
   const Endpoint local_, peer_;
-  std::mutex sending_;  // a frame is sent whole
-  std::mutex mutex_;    // of what follows
+  std::timed_mutex sending_;  // of what follows, and of the order of frames
+  // The rest of a frame whose sender ran out of time: it goes before the next one.
+  std::string unsent_;
+  std::mutex mutex_;  // of what follows
   std::unordered_map<uint32_t, Reply*> waiting_;
   uint32_t next_id_ = 0;
   std::string ended_;    // why
@@ -105,8 +110,15 @@ Client::Answer Client::call(StoreOp op, const std::string& body, Milliseconds lo
   const uint32_t id = next_id_++;
   waiting_.emplace(id, &reply);
   lock.unlock();
-  send(op, id, body, deadline);
+  const Transfer sent = send(op, id, body, deadline);
+  if (sent == Transfer::closed) end(no_server());
   lock.lock();
+  if (sent == Transfer::timed_out && !reply.come && ended_.empty()) {
+    waiting_.erase(id);
+    silent_ = true;
+    throw CommError(cat("store: server at ", peer_, " must take a request of ", body.size(),
+                        " bytes within ", in_words(longest), ", got no room for it"));
+  }
   reply.changed.wait_until(lock, deadline.at(), [&] { return reply.come || !ended_.empty(); });
   waiting_.erase(id);
   silent_ = silent_ || !reply.come;
@@ -127,15 +139,25 @@ Client::Answer Client::call_briefly(StoreOp op, const std::string& body, Millise
   return call(op, body, timeout);
 }
 
-void Client::send(StoreOp op, uint32_t id, const std::string& body, const Deadline& deadline) {
-  const std::string frame =
+// done, closed or timed_out. What is left of a frame then is sent by the next call, so that nobody
+// finds the connection in the midst of one; a frame of which nothing is out is forgotten.
+Transfer Client::send(StoreOp op, uint32_t id, const std::string& body, const Deadline& deadline) {
+  const std::unique_lock lock(sending_, deadline.at());
+  if (!lock) return Transfer::timed_out;
+  const size_t before = unsent_.size();
+  unsent_ +=
       wire::head_of({static_cast<uint32_t>(body.size()), id, static_cast<uint32_t>(op)}) + body;
-  const std::lock_guard lock(sending_);
-  const Transfer now = socket_.send_all(std::as_bytes(std::span(frame)), deadline);
-  if (now == Transfer::done) return;
-  // Part of a frame may be out: nothing can follow it.
-  end(cat("store: server at ", peer_, " must take a request of ", frame.size(), " bytes, got ",
-          now == Transfer::closed ? "the connection's end" : "no room for it in time"));
+  size_t sent = 0;
+  Transfer now = Transfer::done;
+  while (now == Transfer::done && sent < unsent_.size()) {
+    size_t moved = 0;
+    now = socket_.send_some(std::as_bytes(std::span(unsent_)).subspan(sent), moved);
+    sent += moved;
+    if (now == Transfer::again) now = socket_.wait_writable(deadline);
+  }
+  if (now == Transfer::timed_out && sent <= before) unsent_.resize(before);
+  std::string(unsent_, sent).swap(unsent_);  // which gives the memory of a large one back
+  return now;
 }
 
 void Client::end(const std::string& why) {
@@ -166,7 +188,7 @@ void Client::read_replies() {
     at->second->body = std::move(body);
     at->second->changed.notify_all();
   }
-  end(cat("store: server at ", peer_, " must be there, got the connection's end"));
+  end(no_server());
 }
 
 int64_t Client::call_number(StoreOp op, const std::string& body) {

@@ -17,6 +17,7 @@
 #include <future>
 #include <thread>
 
+#include "cairn/dist/store_table.h"
 #include "tests/catch.h"
 #include "tests/dist/net_support.h"
 #include "tests/temp_folder.h"
@@ -324,6 +325,32 @@ TEST_CASE("dist: a server that is stopped is an error when the time is over") {
   server.go_on();
   // The late answer to what was given up is nobody's.
   CHECK(store->get("k", 20s) == "v");
+}
+
+TEST_CASE("dist: a request that finds no room in time is in nobody's way") {
+  ServerProcess server;
+  const auto store = tcp_store({.port = server.port()});
+  // More than what the system keeps on the way.
+  const std::string value(StoreTable::kMaxValue, 'x');
+  server.stop();
+  auto sending = std::async(std::launch::async, [&] { store->set("large", value); });
+  std::this_thread::sleep_for(300ms);
+  const auto start = Clock::now();
+  CHECK_THROWS_WITH(
+      store->find("k", 100ms),
+      Contains("must take a request of ") && Contains(" bytes within 100 ms, got no room for it"));
+  CHECK(Clock::now() - start < 5s);
+  server.go_on();
+  sending.get();
+  CHECK(store->get("large", 20s) == value);
+
+  server.stop();
+  CHECK_THROWS_WITH(store->set("half", value, 200ms), Contains("within 200 ms, got no room"));
+  server.go_on();
+  store->set("k", "v");
+  CHECK(store->get("k", 20s) == "v");
+  // It was begun, so it was ended.
+  CHECK(store->get("half", 20s) == value);
 }
 
 TEST_CASE("dist: two runs on one machine do not meet") {
