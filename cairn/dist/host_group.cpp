@@ -4,36 +4,61 @@
 #include <utility>
 
 namespace cairn::dist {
+namespace {
+
+// Where the call before it fails at the same moment, that error tells more: it takes a while to ask
+// the other ranks.
+constexpr Milliseconds kExplained{1000};
+
+}  // namespace
 
 struct HostGroup::Task : WorkState {
+  enum class State { queued, running, given_up, done };
+
   Task(HostGroup& of, Call what, uint64_t of_ticket)
       : group(of), call(std::move(what)), ticket(of_ticket) {}
 
   bool is_completed() override {
     const std::lock_guard lock(mutex);
-    return done;
+    return error || state == State::done;
   }
   void wait() override {
+    if (std::exchange(in_place, false)) group.run_in_place(*this);
     std::unique_lock lock(mutex);
-    changed.wait(lock, [&] { return done; });  // the call itself has a deadline
+    // Others' calls may last longer than this one may wait for its turn.
+    if (!changed.wait_until(lock, call.deadline.at() + kExplained,
+                            [&] { return state != State::queued; })) {
+      state = State::given_up;
+      error = std::make_exception_ptr(group.no_turn(call));
+    }
+    // A call that runs has a deadline itself.
+    changed.wait(lock, [&] { return state != State::running; });
     if (error) std::rethrow_exception(error);
+  }
+  // Whether it may: it has not been given up.
+  bool start() {
+    const std::lock_guard lock(mutex);
+    if (state == State::given_up) return false;
+    state = State::running;
+    return true;
   }
   void finish(std::exception_ptr with) {
     {
       const std::lock_guard lock(mutex);
-      error = std::move(with);
-      done = true;
+      if (!error) error = std::move(with);
+      state = State::done;
       call.input = call.output = {};
     }
     changed.notify_all();
   }
 
-  HostGroup& group;
+  HostGroup& group;  // alive while the task is not done
   Call call;
   const uint64_t ticket;
+  bool in_place = false;  // wait() runs it
   std::mutex mutex;
   std::condition_variable changed;
-  bool done = false;
+  State state = State::queued;
   std::exception_ptr error;
 };
 
@@ -59,18 +84,20 @@ Work HostGroup::submit(Call call, bool async_op) {
   auto task = std::make_shared<Task>(*this, std::move(call), ticket);
   std::unique_lock lock(mutex_);
   if (!async_op && !busy_ && queue_.empty()) {
-    busy_ = true;
-    lock.unlock();
-    execute(*task);
-    lock.lock();
-    busy_ = false;
-    changed_.notify_all();
+    busy_ = task->in_place = true;
     return Work(std::move(task));
   }
   queue_.push_back(task);
   if (!thread_.joinable()) thread_ = std::thread([this] { work_off(); });
   changed_.notify_all();
   return Work(std::move(task));
+}
+
+void HostGroup::run_in_place(Task& task) noexcept {
+  execute(task);
+  const std::lock_guard lock(mutex_);
+  busy_ = false;
+  changed_.notify_all();
 }
 
 void HostGroup::work_off() {
@@ -95,6 +122,17 @@ void HostGroup::give_up(const Call& call, const std::exception& error) noexcept 
   broken_ = std::make_exception_ptr(CommError(error.what()));
 }
 
+TimeoutError HostGroup::no_turn(const Call& call) const {
+  return with_table(cat(options().describe(call), ": rank ", options().name_of(rank()), " waited ",
+                        call.timeout.count(),
+                        " ms for its turn, got none: a call before it still runs"));
+}
+
+TimeoutError HostGroup::with_table(const std::string& sentence) const {
+  return TimeoutError(cat(sentence, "\nThe last collectives of rank ", options().name_of(rank()),
+                          " in the group '", name(), "':\n", recorder_.table()));
+}
+
 // Only the one that made busy_ true comes here, so broken_ needs no lock.
 void HostGroup::execute(Task& task) noexcept {
   if (broken_) {
@@ -102,8 +140,9 @@ void HostGroup::execute(Task& task) noexcept {
     task.finish(broken_);
     return;
   }
-  recorder_.started(task.ticket);
   try {
+    if (!task.start()) std::rethrow_exception(task.error);
+    recorder_.started(task.ticket);
     run(task.call);
     recorder_.ended(task.ticket, true);
     if (is_collective(task.call.is.kind)) ++executed_;
@@ -111,10 +150,8 @@ void HostGroup::execute(Task& task) noexcept {
     recorder_.ended(task.ticket, false);
     failed(task.call, error);
     broken_ = std::current_exception();
-    if (dynamic_cast<const TimeoutError*>(&error) != nullptr)
-      broken_ = std::make_exception_ptr(
-          TimeoutError(cat(error.what(), "\nThe last collectives of rank ", rank(),
-                           " in the group '", name(), "':\n", recorder_.table())));
+    if (dynamic_cast<const TimeoutError*>(&error) != nullptr && !task.error)
+      broken_ = std::make_exception_ptr(with_table(error.what()));
   }
   task.finish(broken_);
 }

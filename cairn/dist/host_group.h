@@ -1,5 +1,6 @@
 // HostGroup: a process group whose calls run one after another on the host.
-// Invariant: calls run in the order in which they were asked for, one at a time.
+// Invariant: calls run in the order in which they were asked for, one at a time; one that is given
+// up before its turn never runs, and breaks the group then.
 #pragma once
 
 #include <atomic>
@@ -38,7 +39,11 @@ class HostGroup : public ProcessGroup {
   struct Task;
 
   Work submit(Call call, bool async_op) final;
+  void run_in_place(Task& task) noexcept;
   void execute(Task& task) noexcept;
+  // Of a call that was given up before it ran.
+  TimeoutError no_turn(const Call& call) const;
+  TimeoutError with_table(const std::string& sentence) const;
   void work_off();
 
   std::mutex mutex_;

@@ -44,6 +44,12 @@ struct CopiedBack : WorkState {
 
 }  // namespace
 
+std::string GroupOptions::describe(const Call& call) const {
+  CallShape is = call.is;
+  if (is.root >= 0) is.root = name_of(is.root);
+  return dist::describe(is, call.shape, call.peer >= 0 ? name_of(call.peer) : -1);
+}
+
 ProcessGroup::ProcessGroup(GroupOptions options) : options_(std::move(options)) {
   const GroupOptions& o = options_;
   check(o.size >= 1, "process group: size must be at least 1, got ", o.size);
@@ -51,6 +57,9 @@ ProcessGroup::ProcessGroup(GroupOptions options) : options_(std::move(options)) 
         o.rank);
   check(o.timeout > Milliseconds(0), "process group: timeout must be above 0 ms, got ",
         o.timeout.count());
+  check(o.rank_names.empty() || o.rank_names.size() == static_cast<size_t>(o.size),
+        "process group: rank_names must be as many as its ", o.size, " ranks, got ",
+        o.rank_names.size());
   check(!o.name.empty(), "process group: name must have at least one character, got none");
   check(o.size == 1 || o.store != nullptr, "process group: store must be given for ", o.size,
         " ranks, got none");
@@ -251,8 +260,13 @@ Work ProcessGroup::number_and_submit(Call call, const CallOptions& options) {
     call.deadline = Deadline(call.timeout);
     work = submit(std::move(call), options.async_op);
   }
-  if (copied) work = Work(std::make_shared<CopiedBack>(std::move(work), result, made));
-  if (!options.async_op) work.wait();
+  // Outside of the lock, so that others can ask for calls meanwhile.
+  if (!options.async_op) {
+    work.wait();
+    if (copied) raw::copy_(result, made);
+  } else if (copied) {
+    work = Work(std::make_shared<CopiedBack>(std::move(work), result, made));
+  }
   if (result.defined()) result.bump_version("collective");
   return work;
 }
@@ -271,6 +285,7 @@ std::optional<GroupOptions> ProcessGroup::sub_options(const std::vector<int>& ra
   const auto own = std::find(ranks.begin(), ranks.end(), rank());
   if (own == ranks.end()) return std::nullopt;
   GroupOptions sub = options_;
+  sub.rank_names.clear();  // its user counts from 0
   sub.rank = static_cast<int>(own - ranks.begin());
   sub.size = static_cast<int>(ranks.size());
   sub.name = cat(options_.name, "/", name);

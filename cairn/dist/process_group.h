@@ -38,13 +38,23 @@ struct GroupOptions {
   std::string address = "127.0.0.1";
   // Every connection of the run proves that it knows this.
   std::string secret = {};
+  // What errors call the ranks, where that is not their numbers here: of a group that is only a
+  // part of what its user sees.
+  std::vector<int> rank_names = {};
+
+  int name_of(int r) const {
+    return rank_names.empty() ? r : rank_names.at(static_cast<size_t>(r));
+  }
+  // Its root and peer by their names.
+  std::string describe(const Call& call) const;
 };
 
 struct CallOptions {
   // Returns at once; the tensors must not be touched before Work::wait(). Else the call is done (on
   // a GPU: issued to the stream) when it returns.
   bool async_op = false;
-  std::optional<Milliseconds> timeout = {};  // absent: the group's
+  // From when it is asked for, its turn behind other calls included. Absent: the group's.
+  std::optional<Milliseconds> timeout = {};
 };
 
 struct ReduceOptions : CallOptions {
@@ -129,7 +139,8 @@ class ProcessGroup {
   std::optional<GroupOptions> sub_options(const std::vector<int>& ranks,
                                           const std::string& name) const;
 
-  // Starts the call. Its tensors are ready, see Call; the deadline is set.
+  // Gives the call its place in the order and returns at once; where it is not asynchronous, wait()
+  // is called next, on the same thread. Its tensors are ready, see Call; the deadline is set.
   virtual Work submit(Call call, bool async_op) = 0;
 
   FlightRecorder recorder_;
