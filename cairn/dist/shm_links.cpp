@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "cairn/dist/auth.h"
+#include "cairn/dist/descriptors.h"
 
 namespace cairn::dist {
 namespace {
@@ -45,67 +46,12 @@ bool of_this_user(const Socket& socket) {
          peer.uid == ::geteuid();
 }
 
-// A number and descriptors, as one message.
-constexpr int kMostDescriptors = 2;
-struct Message {
-  int64_t number = 0;
-  Socket descriptors[kMostDescriptors];
-};
-union Control {
-  char bytes[CMSG_SPACE(sizeof(int) * kMostDescriptors)];
-  cmsghdr header;
-};
-
-// False where the connection has ended. Messages are few and small, so that they fit its buffer.
-bool send_message(const Socket& to, int64_t number, std::span<const int> descriptors) {
-  iovec bytes{&number, sizeof number};
-  Control control{};
-  msghdr message{};
-  message.msg_iov = &bytes;
-  message.msg_iovlen = 1;
-  message.msg_control = control.bytes;
-  message.msg_controllen = CMSG_SPACE(descriptors.size_bytes());
-  control.header.cmsg_level = SOL_SOCKET;
-  control.header.cmsg_type = SCM_RIGHTS;
-  control.header.cmsg_len = CMSG_LEN(descriptors.size_bytes());
-  std::memcpy(CMSG_DATA(&control.header), descriptors.data(), descriptors.size_bytes());
-  ssize_t sent = 0;
-  do {
-    sent = ::sendmsg(to.fd(), &message, MSG_NOSIGNAL);
-  } while (sent < 0 && errno == EINTR);
-  return sent == sizeof number;
-}
-
-Transfer recv_message(const Socket& from, const Deadline& deadline, Message& out) {
-  for (;;) {
-    const Transfer ready = from.wait_readable(deadline);
-    if (ready != Transfer::done) return ready;
-    iovec bytes{&out.number, sizeof out.number};
-    Control control{};
-    msghdr message{};
-    message.msg_iov = &bytes;
-    message.msg_iovlen = 1;
-    message.msg_control = control.bytes;
-    message.msg_controllen = sizeof control.bytes;
-    const ssize_t got = ::recvmsg(from.fd(), &message, MSG_CMSG_CLOEXEC);
-    if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-    if (got != sizeof out.number) return Transfer::closed;
-    const cmsghdr* const header = CMSG_FIRSTHDR(&message);
-    if (header == nullptr || header->cmsg_type != SCM_RIGHTS) return Transfer::closed;
-    const size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < count && i < kMostDescriptors; ++i) {
-      int descriptor = -1;
-      std::memcpy(&descriptor, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
-      out.descriptors[i] = Socket(descriptor);
-    }
-    return Transfer::done;
-  }
-}
-
 // A descriptor of this process that tells its end; where the kernel has none, of the pipe again.
 Socket own_process(const Socket& pipe) {
   Socket process(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)));
-  return process ? std::move(process) : Socket(::dup(pipe.fd()));
+  if (!process) process = Socket(::fcntl(pipe.fd(), F_DUPFD_CLOEXEC, 0));
+  if (!process) throw CommError(cat("shm: a descriptor must be free, got: ", std::strerror(errno)));
+  return process;
 }
 
 }  // namespace
@@ -165,7 +111,8 @@ ShmLinks::ShmLinks(const GroupOptions& options, const Deadline& deadline)
 std::string ShmLinks::missing() const {
   std::string out;
   for (int r = 1; r < size_; ++r)
-    if (!connections_[static_cast<size_t>(r)]) out += cat(out.empty() ? "" : ", ", r);
+    if (!connections_[static_cast<size_t>(r)])
+      out += cat(out.empty() ? "" : ", ", options_.name_of(r));
   return out;
 }
 
@@ -184,16 +131,25 @@ void ShmLinks::lead(const Deadline& deadline) {
   for (int to = 1; to < size_; ++to) {
     for (const Life& life : lives_) {
       const int descriptors[] = {life.pipe.fd(), life.process.fd()};
-      if (!send_message(connections_[static_cast<size_t>(to)], 0, descriptors))
-        throw CommError(cat(what_, ": rank ", to, " ended while the group was made"));
+      hand_over(to, 0, descriptors, deadline);
     }
   }
+}
+
+// To one of the others.
+void ShmLinks::hand_over(int to, int64_t number, std::span<const int> descriptors,
+                         const Deadline& deadline) {
+  const Transfer transfer =
+      send_descriptors(connections_[static_cast<size_t>(to)], number, descriptors, deadline, what_);
+  if (transfer != Transfer::done)
+    throw CommError(cat(what_, ": ", called(to), " must take descriptors of shared memory, got ",
+                        transfer == Transfer::closed ? "its end" : "no answer in time"));
 }
 
 // A stranger is let go without a word; the ranks that are missing in the end are told.
 void ShmLinks::admit(Socket connection, const Deadline& deadline) {
   const Deadline soon = deadline.or_in(kProof);
-  Message lives;
+  DescriptorMessage lives;
   Claim claim{};
   try {
     claim = authenticate(connection, Side::server, {options_.secret, {}, what_},
@@ -201,12 +157,13 @@ void ShmLinks::admit(Socket connection, const Deadline& deadline) {
   } catch (const CommError&) {
     return;
   }
-  if (recv_message(connection, soon, lives) != Transfer::done) return;
+  if (recv_descriptors(connection, 2, soon, what_, lives) != Transfer::done) return;
   if (claim[1] != static_cast<uint32_t>(size_) || claim[0] == 0 || claim[0] >= claim[1])
     throw CommError(cat(what_, ": rank and size must be below ", size_, " and ", size_, ", got ",
                         claim[0], " and ", claim[1], " from a process"));
   if (connections_[claim[0]])
-    throw CommError(cat(what_, ": ranks must differ, got rank ", claim[0], " twice"));
+    throw CommError(
+        cat(what_, ": ranks must differ, got ", called(static_cast<int>(claim[0])), " twice"));
   lives_[claim[0]] = {std::move(lives.descriptors[0]), std::move(lives.descriptors[1])};
   connections_[claim[0]] = std::move(connection);
 }
@@ -216,50 +173,54 @@ void ShmLinks::follow(const Deadline& deadline) {
       options_.store->get(cat(options_.name, "/shm/leader"), deadline.remaining());
   Socket connection = connect_locally(name);
   if (!connection)
-    throw CommError(cat(what_, ": rank 0 must be on this host and of this user, got no answer"));
+    throw CommError(
+        cat(what_, ": ", called(0), " must be on this host and of this user, got no answer"));
   const Claim claim =
       authenticate(connection, Side::client, {options_.secret, {}, what_},
                    {static_cast<uint32_t>(rank_), static_cast<uint32_t>(size_)}, deadline, what_);
   if (claim[1] != static_cast<uint32_t>(size_))
     throw CommError(cat(what_, ": size must be the same on all ranks, got ", size_, " here and ",
-                        claim[1], " on rank 0"));
+                        claim[1], " on ", called(0)));
   const Life& own = lives_[static_cast<size_t>(rank_)];
   const int descriptors[] = {own.pipe.fd(), own.process.fd()};
-  bool well = send_message(connection, 0, descriptors);
+  bool well = send_descriptors(connection, 0, descriptors, deadline, what_) == Transfer::done;
   for (int r = 0; well && r < size_; ++r) {
-    Message life;
-    const Transfer transfer = recv_message(connection, deadline, life);
+    DescriptorMessage life;
+    const Transfer transfer = recv_descriptors(connection, 2, deadline, what_, life);
     if (transfer == Transfer::timed_out)
       throw CommError(cat(what_, ": all ranks must join within ", options_.timeout.count(),
-                          " ms, got rank 0 still waiting for others"));
+                          " ms, got ", called(0), " still waiting for others"));
     well = transfer == Transfer::done;
     if (r != rank_)
       lives_[static_cast<size_t>(r)] = {std::move(life.descriptors[0]),
                                         std::move(life.descriptors[1])};
   }
-  if (!well) throw CommError(cat(what_, ": rank 0 must make the group, got its end instead"));
+  if (!well)
+    throw CommError(cat(what_, ": ", called(0), " must make the group, got its end instead"));
   connections_[0] = std::move(connection);
 }
 
 SharedMemory ShmLinks::share(int64_t bytes, const Deadline& deadline) {
-  const std::lock_guard lock(sharing_);
+  const std::unique_lock lock(sharing_, deadline.at());
+  if (!lock)
+    throw CommError(cat(what_,
+                        ": memory must be shared by one thread at a time, got another that "
+                        "was not done in time"));
   if (rank_ == 0) {
     SharedMemory memory(bytes);
     const int descriptor = memory.descriptor();
-    for (int to = 1; to < size_; ++to)
-      if (!send_message(connections_[static_cast<size_t>(to)], bytes, std::span(&descriptor, 1)))
-        throw CommError(cat(what_, ": rank ", to, " must take shared memory, got its end"));
+    for (int to = 1; to < size_; ++to) hand_over(to, bytes, std::span(&descriptor, 1), deadline);
     memory.close_descriptor();
     return memory;
   }
-  Message message;
-  const Transfer transfer = recv_message(connections_[0], deadline, message);
+  DescriptorMessage message;
+  const Transfer transfer = recv_descriptors(connections_[0], 1, deadline, what_, message);
   if (transfer != Transfer::done)
-    throw CommError(cat(what_, ": rank 0 must share ", bytes, " bytes, got ",
+    throw CommError(cat(what_, ": ", called(0), " must share ", bytes, " bytes, got ",
                         transfer == Transfer::closed ? "its end" : "nothing in time"));
   if (message.number != bytes)
     throw CommError(cat(what_, ": shared memory must be equal on all ranks, got ", message.number,
-                        " bytes on rank 0 and ", bytes, " on rank ", rank_));
+                        " bytes on ", called(0), " and ", bytes, " on ", called(rank_)));
   SharedMemory memory(std::move(message.descriptors[0]), bytes);
   memory.close_descriptor();
   return memory;

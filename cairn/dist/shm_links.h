@@ -5,6 +5,8 @@
 
 #include <memory>
 #include <mutex>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "cairn/dist/process_group.h"
@@ -40,12 +42,15 @@ class ShmLinks {
   void lead(const Deadline& deadline);
   void follow(const Deadline& deadline);
   void admit(Socket connection, const Deadline& deadline);
+  void hand_over(int to, int64_t number, std::span<const int> descriptors,
+                 const Deadline& deadline);
   std::string missing() const;
+  std::string called(int rank) const { return cat("rank ", options_.name_of(rank)); }
 
   const int rank_, size_;
   const std::string what_;  // for errors
   const GroupOptions options_;
-  std::mutex sharing_;
+  std::timed_mutex sharing_;
   // From rank 0 to each of the others; on those to rank 0 alone.
   std::vector<Socket> connections_;
   std::vector<Life> lives_;

@@ -71,7 +71,12 @@ void SharedMemory::map() {
   }
   void* const at = ::mmap(place, size, PROT_READ | PROT_WRITE, MAP_SHARED | (huge ? MAP_FIXED : 0),
                           descriptor_.fd(), 0);
-  if (at == MAP_FAILED) failed("a mapping", bytes_);
+  if (at == MAP_FAILED) {
+    const int reason = errno;
+    if (huge) ::munmap(place, size);  // the reserved addresses
+    errno = reason;
+    failed("a mapping", bytes_);
+  }
   data_ = static_cast<std::byte*>(at);
   if (huge) ::madvise(data_, size, MADV_HUGEPAGE);
 }
