@@ -18,30 +18,31 @@ bool differ(const CallShape& a, const CallShape& b) {
   return is_collective(a.kind) && is_collective(b.kind) && a.sequence == b.sequence && !(a == b);
 }
 
-std::string list_of(std::span<const int> ranks) {
+}  // namespace
+
+Diagnosis::Diagnosis(const GroupOptions& options)
+    : options_(options), rank_(options.rank), size_(options.size) {}
+
+std::string Diagnosis::list_of(std::span<const int> ranks) const {
   std::string out = ranks.size() == 1 ? "rank " : "ranks ";
-  for (size_t i = 0; i < ranks.size(); ++i) out += cat(i == 0 ? "" : ", ", ranks[i]);
+  for (size_t i = 0; i < ranks.size(); ++i)
+    out += cat(i == 0 ? "" : ", ", options_.name_of(ranks[i]));
   return out;
 }
 
-}  // namespace
-
-Diagnosis::Diagnosis(std::shared_ptr<Store> store, std::string group, int rank, int size)
-    : store_(std::move(store)), group_(std::move(group)), rank_(rank), size_(size) {}
-
 std::string Diagnosis::key(std::string_view what, int rank) const {
-  return cat(group_, "/diagnosis/", what, "/", rank);
+  return cat(options_.name, "/diagnosis/", what, "/", rank);
 }
 
 void Diagnosis::tell(const std::string& key, std::string_view word) {
   store_mute_ = true;
-  store_->set(key, word, kAnswer);
+  options_.store->set(key, word, kAnswer);
   store_mute_ = false;
 }
 
 std::optional<std::string> Diagnosis::ask(const std::string& key, Milliseconds at_most) {
   store_mute_ = true;
-  auto word = store_->find(key, at_most);
+  auto word = options_.store->find(key, at_most);
   store_mute_ = false;
   return word;
 }
@@ -60,7 +61,7 @@ void Diagnosis::failed(const Call& call, std::string_view text) noexcept {
   waits(call);
   try {
     const std::string word =
-        !quoted_.empty() ? quoted_ : cat("rank ", rank_, " failed in ", describe(call), ": ", text);
+        !quoted_.empty() ? quoted_ : cat(name(rank_), " failed in ", describe(call), ": ", text);
     tell(key("end", rank_), cat(kFailed, std::string_view(word).substr(0, kLongest)));
   } catch (...) {
   }
@@ -134,8 +135,8 @@ std::optional<std::string> Diagnosis::explained(const Call& call, const std::vec
   for (const Word& word : words)
     if (word.is && differ(*word.is, call.is)) return list(call, words);
   const auto left = [&](int r) {
-    return cat("rank ", r, " finished after ", *words[static_cast<size_t>(r)].left,
-               " collectives, rank ", rank_, " waits in ", describe(call));
+    return cat(name(r), " finished after ", *words[static_cast<size_t>(r)].left, " collectives, ",
+               name(rank_), " waits in ", describe(call));
   };
   const auto quote = [&](int r) {
     quoted_ = words[static_cast<size_t>(r)].failure;
@@ -158,7 +159,7 @@ std::optional<std::string> Diagnosis::explained(const Call& call, const std::vec
   }
   if (mute.empty()) return {};
   return cat(describe(call), ": ", list_of(mute), mute.size() == 1 ? " gives" : " give",
-             " no sign of life, and rank ", rank_, " waits for ", list_of(peers),
+             " no sign of life, and ", name(rank_), " waits for ", list_of(peers),
              peers.size() == 1 ? ", which waits too" : ", which wait too");
 }
 
@@ -176,13 +177,13 @@ std::string Diagnosis::lost(const Call& call, int peer) {
   const Word& word = words[static_cast<size_t>(peer)];
   // Without a store nobody knows whether it only suffered from another rank and left word of that.
   if (word.silent() && !store_mute_)
-    return cat(describe(call), ": rank ", peer, " died; its connection to rank ", rank_,
+    return cat(describe(call), ": ", name(peer), " died; its connection to ", name(rank_),
                " ended without a word");
   if (word.silent())
-    return cat(describe(call), ": the connection of rank ", peer, " to rank ", rank_, " ended",
+    return cat(describe(call), ": the connection of ", name(peer), " to ", name(rank_), " ended",
                no_store());
-  return cat(describe(call), ": rank ", peer, " ended its connection to rank ", rank_, " while in ",
-             word.call);
+  return cat(describe(call), ": ", name(peer), " ended its connection to ", name(rank_),
+             " while in ", word.call);
 }
 
 std::string Diagnosis::silent(const Call& call, std::span<const int> peers) {
@@ -195,21 +196,21 @@ std::string Diagnosis::silent(const Call& call, std::span<const int> peers) {
     if (word.silent())
       mute.push_back(r);
     else
-      others += cat(others.empty() ? "; " : ", ", "rank ", r, " is in ", word.call);
+      others += cat(others.empty() ? "; " : ", ", name(r), " is in ", word.call);
   }
   const std::span<const int> named = mute.empty() ? peers : std::span<const int>(mute);
-  return cat(describe(call), ": rank ", rank_, " waited ", call.timeout.count(), " ms for ",
+  return cat(describe(call), ": ", name(rank_), " waited ", call.timeout.count(), " ms for ",
              list_of(named), ", got nothing", others, no_store());
 }
 
 std::string Diagnosis::mismatch(const Call& call) { return list(call, gather(call, -1)); }
 
 std::string Diagnosis::list(const Call& call, const std::vector<Word>& words) const {
-  std::string out =
-      cat(describe(call), ": all ranks must give the same call, got in the group '", group_, "'");
+  std::string out = cat(describe(call), ": all ranks must give the same call, got in the group '",
+                        options_.name, "'");
   for (int r = 0; r < size_; ++r) {
     const Word& word = words[static_cast<size_t>(r)];
-    out += cat(r == 0 ? ": rank " : "; rank ", r, ": ");
+    out += cat(r == 0 ? ": " : "; ", name(r), ": ");
     if (word.is)
       out += word.call;
     else if (word.left)

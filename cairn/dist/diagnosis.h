@@ -12,8 +12,7 @@
 #include <string_view>
 #include <vector>
 
-#include "cairn/dist/call.h"
-#include "cairn/dist/store.h"
+#include "cairn/dist/process_group.h"
 
 namespace cairn::dist {
 
@@ -28,7 +27,7 @@ class Diagnosis {
   // The same for is_past(), where a run that goes well depends on the answer.
   static constexpr Milliseconds kPatience{2000};
 
-  Diagnosis(std::shared_ptr<Store> store, std::string group, int rank, int size);
+  explicit Diagnosis(const GroupOptions& options);
 
   // Leaves word of the call that this rank is in. To be called before its connections are closed
   // or its peers are woken because of a failure.
@@ -75,8 +74,12 @@ class Diagnosis {
   std::string_view no_store() const;
   std::string list(const Call& call, const std::vector<Word>& words) const;
 
-  std::shared_ptr<Store> store_;
-  const std::string group_;
+  // Calls and ranks as errors name them: "rank 3", "ranks 3, 4".
+  std::string describe(const Call& call) const { return options_.describe(call); }
+  std::string name(int rank) const { return cat("rank ", options_.name_of(rank)); }
+  std::string list_of(std::span<const int> ranks) const;
+
+  const GroupOptions options_;
   const int rank_, size_;
   bool ended_ = false;
   bool store_mute_ = false;  // it left the last word or question unanswered

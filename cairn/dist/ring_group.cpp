@@ -26,7 +26,7 @@ class RingGroup : public HostGroup {
  public:
   explicit RingGroup(GroupOptions with)
       : HostGroup(std::move(with)),
-        diagnosis_(options().store, name(), rank(), size()),
+        diagnosis_(options()),
         mesh_(options()),
         runner_(mesh_, rank(), [this](int peer) { return diagnosis_.is_past(*current_, peer); }) {}
   ~RingGroup() override {
@@ -146,8 +146,9 @@ void RingGroup::run(const Call& call) {
     mesh_.cut();
     throw CommError(diagnosis_.mismatch(call));
   } catch (const FrameDamaged& damaged) {
-    throw CommError(cat(describe(call), ": on the way from rank ", damaged.peer, " to rank ",
-                        rank(), ", ", damaged.what));
+    throw CommError(cat(options().describe(call), ": on the way from rank ",
+                        options().name_of(damaged.peer), " to rank ", options().name_of(rank()),
+                        ", ", damaged.what));
   } catch (const TooLate& late) {
     // The others come to their own deadlines, and name the same rank.
     throw TimeoutError(diagnosis_.silent(call, late.peers));

@@ -59,7 +59,7 @@ ShmBoard::ShmBoard(const GroupOptions& options, const Deadline& deadline)
       size_(options.size),
       crowded_(options.size > cores()),
       links_(options, deadline),
-      diagnosis_(options.store, options.name, options.rank, options.size) {
+      diagnosis_(options) {
   const int64_t ranks = size_;
   const int64_t head = up_to(int64_t{sizeof(Header)} + ranks * int64_t{sizeof(Part)}, kPage);
   const int64_t mail = size_ > 1 ? ranks * ranks * int64_t{sizeof(ShmMail)} : 0;

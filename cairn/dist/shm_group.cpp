@@ -348,8 +348,8 @@ void ShmGroup::recv(const Call& call) {
   CallShape expected = call.is;
   expected.kind = CallKind::send;
   if (!(notice.is == expected))
-    throw CommError(
-        cat(describe(call), ": the sender must give the same, got ", describe(notice, rank())));
+    throw CommError(cat(options().describe(call), ": the sender must give the same, got ",
+                        describe(notice, options().name_of(rank()))));
   fetch(call, call.output.raw_data(), call.output.nbytes());
 }
 

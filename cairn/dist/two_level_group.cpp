@@ -63,8 +63,10 @@ class TwoLevelGroup : public HostGroup {
   // The ranks that have a place at `level`, and what to make their group of.
   std::shared_ptr<HostGroup> part(const std::vector<int>& ranks, const std::string& name,
                                   std::shared_ptr<ProcessGroup> (*make)(GroupOptions)) const {
-    const auto sub = sub_options(ranks, name);
-    return sub ? std::dynamic_pointer_cast<HostGroup>(make(*sub)) : nullptr;
+    auto sub = sub_options(ranks, name);
+    if (!sub) return nullptr;
+    for (const int r : ranks) sub->rank_names.push_back(options().name_of(r));
+    return std::dynamic_pointer_cast<HostGroup>(make(*sub));
   }
   template <class Options = CallOptions>
   static Options in_time(const Call& call) {
@@ -96,7 +98,8 @@ TwoLevelGroup::TwoLevelGroup(GroupOptions options, std::vector<int> hosts)
   leaders_ = part(leader_ranks_, "(leaders)", ring_group);
 }
 
-// The groups below number their ranks and calls for themselves, so the error says what it is about.
+// The groups below name ranks as this one does, but number their calls for themselves, so the error
+// says what it is about.
 void TwoLevelGroup::run(const Call& call) {
   try {
     walk(call);

@@ -1,13 +1,17 @@
 // The group that chooses its backend, and the one of two levels; hosts are told, not there.
 #include "cairn/dist/auto_group.h"
 
-#include "cairn/tensor/factory.h"
+#include <thread>
 
+#include "cairn/dist/ring_group.h"
+#include "cairn/dist/shm_group.h"
+#include "cairn/tensor/factory.h"
 #include "tests/catch.h"
 #include "tests/dist/contract.h"
 
 using namespace cairn;
 using namespace cairn::dist;
+using Catch::Matchers::Contains;
 
 namespace {
 
@@ -49,6 +53,37 @@ TEST_CASE("dist: what breaks between hosts is heard inside them") {
     group.all_reduce(full({4}, 1));
   });
   for (int r : {0, 2, 3})
-    CHECK_THAT(errors[static_cast<size_t>(r)],
-               Catch::Matchers::Contains("rank 1 finished after 1 collectives"));
+    CHECK_THAT(errors[static_cast<size_t>(r)], Contains("rank 1 finished after 1 collectives"));
+}
+
+TEST_CASE("dist: errors of a part of a group name its ranks as the whole does") {
+  for (const auto& make : {shm_group, ring_group}) {
+    const auto errors = test::errors_of_ranks(
+        [&](GroupOptions options) {
+          options.rank_names = {4, 7, 9};
+          return make(std::move(options));
+        },
+        3,
+        [](ProcessGroup& group) {
+          group.barrier();
+          const CallOptions soon{.timeout = Milliseconds(group.rank() == 2 ? 60000 : 300)};
+          if (group.rank() == 2) std::this_thread::sleep_for(Milliseconds(2000));
+          group.broadcast(full({4}, 1), 2, soon);
+        });
+    CHECK_THAT(errors[0], Contains("broadcast #1 of f32 [4] with root 9: rank 4 waited 300 ms for "
+                                   "rank 9, got nothing") &&
+                              Contains("The last collectives of rank 4 "));
+    CHECK_THAT(errors[1], Contains("rank 7 waited 300 ms for rank 9, got nothing"));
+  }
+  // Ranks 1 and 2 share a host.
+  const auto errors = test::errors_of_ranks(
+      [](GroupOptions options) {
+        return group_over_hosts(std::move(options), {7, 3, 3});
+      },
+      3,
+      [](ProcessGroup& group) {
+        group.barrier();
+        if (group.rank() == 2) group.shared_tensor(100, DType::f32);
+      });
+  CHECK_THAT(errors[2], Contains("rank 1 must share 8192 bytes, got its end"));
 }
