@@ -23,6 +23,8 @@ namespace {
 constexpr Milliseconds kPatience = std::chrono::minutes(15);
 // Before a connection that was dropped is made again.
 constexpr Milliseconds kPause{50};
+// What the store may take to say who is there, once the time is up.
+constexpr Milliseconds kAnswer{1000};
 
 // The same for all processes of one machine and of no other.
 std::string machine_id() {
@@ -78,15 +80,15 @@ void Meeting::agree_on_size() {
   const std::string mine = std::to_string(o_.size);
   const std::string agreed = o_.store->compare_set(key("size"), "", mine);
   check(agreed == mine, "ring: size of the group '", o_.name,
-        "' must be the same on all ranks, got ", mine, " on rank ", o_.rank, " and ", agreed,
-        " on another");
+        "' must be the same on all ranks, got ", mine, " on rank ", o_.name_of(o_.rank), " and ",
+        agreed, " on another");
 }
 
 void Meeting::publish(const Endpoint& endpoint) {
   // The port is not all: two processes must not both believe that they are this rank.
   const std::string card = cat(endpoint.port, " ", endpoint.address, " ", machine_);
   const std::string taken = o_.store->compare_set(key(std::to_string(o_.rank)), "", card);
-  check(taken == card, "ring: rank ", o_.rank, " of the group '", o_.name,
+  check(taken == card, "ring: rank ", o_.name_of(o_.rank), " of the group '", o_.name,
         "' must be one process (and a group's name new), got a second one");
 }
 
@@ -104,7 +106,7 @@ Meeting::Card Meeting::card_of(int rank) {
   const char* end = text.data() + std::min(first, text.size());
   const bool good = first < last && last != std::string::npos &&
                     std::from_chars(text.data(), end, card.endpoint.port).ptr == end;
-  check(good, "ring: the address of rank ", rank, " must be one, got '", text, "'");
+  check(good, "ring: the address of rank ", o_.name_of(rank), " must be one, got '", text, "'");
   card.endpoint.address = text.substr(first + 1, last - first - 1);
   card.machine = text.substr(last + 1);
   return card;
@@ -116,12 +118,12 @@ Socket Meeting::connect_to(int rank) {
   while (true) {
     Socket socket = connect_once(card.endpoint, deadline_);
     try {
-      const Claim peer =
-          authenticate(socket, Side::client, auth_, claim, deadline_,
-                       cat("ring: connection from rank ", o_.rank, " to rank ", rank));
+      const Claim peer = authenticate(
+          socket, Side::client, auth_, claim, deadline_,
+          cat("ring: connection from rank ", o_.name_of(o_.rank), " to rank ", o_.name_of(rank)));
       if (peer[0] != static_cast<uint32_t>(rank))
-        throw RefusedError(
-            cat("ring: ", card.endpoint, " must be rank ", rank, ", got rank ", peer[0]));
+        throw RefusedError(cat("ring: ", card.endpoint, " must be rank ", rank, " of the group '",
+                               o_.name, "', got rank ", peer[0]));
       return socket;
     } catch (const RefusedError&) {
       throw;
@@ -155,17 +157,18 @@ void Meeting::too_late() {
   std::string missing, unconnected;
   int joined = 0;
   for (int r = 0; r < o_.size; ++r) {
-    if (o_.store->find(key(std::to_string(r))))
+    if (o_.store->find(key(std::to_string(r)), kAnswer))
       ++joined;
     else
-      missing += cat(missing.empty() ? "" : ", ", r);
+      missing += cat(missing.empty() ? "" : ", ", o_.name_of(r));
     if (r != o_.rank && !links_[static_cast<size_t>(r)])
-      unconnected += cat(unconnected.empty() ? "" : ", ", r);
+      unconnected += cat(unconnected.empty() ? "" : ", ", o_.name_of(r));
   }
   const std::string start = cat("ring: ", joined, " of ", o_.size, " ranks joined the group '",
                                 o_.name, "' within ", in_words(o_.timeout));
   if (joined < o_.size) throw CommError(cat(start, ", missing [", missing, "]"));
-  throw CommError(cat(start, ", but rank ", o_.rank, " is not connected to [", unconnected, "]",
+  throw CommError(cat(start, ", but rank ", o_.name_of(o_.rank), " is not connected to [",
+                      unconnected, "]",
                       door_->starved() ? "; a descriptor must be free for each, got too few" : ""));
 }
 
