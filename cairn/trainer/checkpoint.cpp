@@ -24,6 +24,8 @@ void for_each_tensors(C& c, Fn&& fn) {
   fn("optimizer", c.optimizer_tensors);
   fn("gradients", c.gradients);
   fn("user", c.user_tensors);
+  for (size_t i = 0; i < c.other_ranks.size(); ++i)
+    fn(cat("rank", i + 1, ".gradients"), c.other_ranks[i].gradients);
 }
 template <class C, class Fn>
 void for_each_state(C& c, Fn&& fn) {
@@ -73,6 +75,14 @@ State state_from(const json& j) {
   return out;
 }
 
+std::string dump(const json& j, const char* op) {
+  try {
+    return j.dump();
+  } catch (const json::exception&) {
+    fail(op, ": texts must be valid UTF-8");
+  }
+}
+
 class Hasher {
  public:
   Hasher() : state_(XXH3_createState()) { XXH3_64bits_reset(state_); }
@@ -119,11 +129,9 @@ std::string sections_text(const Checkpoint& c) {
   for_each_state(c, [&](const char* name, const State& state) { j[name] = to_json(state); });
   j["callbacks"] = json::object();
   for (const auto& [key, state] : c.callbacks) j["callbacks"][key] = to_json(state);
-  try {
-    return j.dump();
-  } catch (const json::exception&) {
-    fail("save_checkpoint: texts must be valid UTF-8");
-  }
+  for (const Checkpoint::Own& own : c.other_ranks)
+    j["other_ranks"].push_back({{"metrics", to_json(own.metrics)}, {"rng", to_json(own.rng)}});
+  return dump(j, "save_checkpoint");
 }
 
 void read_sections(const std::string& text, Checkpoint& c) {
@@ -137,6 +145,9 @@ void read_sections(const std::string& text, Checkpoint& c) {
     state = state_from(j.at(name));
   });
   for (const auto& [key, state] : j.at("callbacks").items()) c.callbacks[key] = state_from(state);
+  if (!j.contains("other_ranks")) return;
+  for (const json& own : j.at("other_ranks"))
+    c.other_ranks.push_back({state_from(own.at("metrics")), state_from(own.at("rng")), {}});
 }
 
 // The file's metadata, checked to be of a checkpoint this build can read.
@@ -166,9 +177,19 @@ void check_version(const std::map<std::string, std::string>& metadata, const std
 
 }  // namespace
 
+std::string text_of(const State& state) { return dump(to_json(state), "state"); }
+
+State state_of(const std::string& text) {
+  try {
+    return state_from(json::parse(text));
+  } catch (const json::exception& e) {
+    fail("state: text must be that of a state, got: ", e.what());
+  }
+}
+
 void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) {
   std::map<std::string, Tensor> tensors;
-  for_each_tensors(checkpoint, [&](const char* section, const Checkpoint::Tensors& values) {
+  for_each_tensors(checkpoint, [&](const std::string& section, const Checkpoint::Tensors& values) {
     for (const auto& [name, tensor] : values) tensors[cat(section, ".", name)] = tensor;
   });
   const std::string text = sections_text(checkpoint);
@@ -195,7 +216,7 @@ Checkpoint load_checkpoint(const std::string& path) {
   } catch (const json::exception& e) {
     fail("load_checkpoint: '", path, "' must hold the sections of a checkpoint, got: ", e.what());
   }
-  for_each_tensors(c, [&](const char* section, Checkpoint::Tensors& values) {
+  for_each_tensors(c, [&](const std::string& section, Checkpoint::Tensors& values) {
     const std::string prefix = cat(section, ".");
     for (auto it = tensors.lower_bound(prefix);
          it != tensors.end() && it->first.starts_with(prefix); ++it)

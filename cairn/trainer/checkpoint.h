@@ -2,7 +2,8 @@
 // Invariant: a file is read whole and its checksum verified before anything of it is used; a file
 // being written appears under its name complete, or not at all.
 //
-// The file is safetensors. Tensors: "state_dict.<name>" and "<section>.<name>" for the others.
+// The file is safetensors. Tensors: "state_dict.<name>" and "<section>.<name>" for the others, with
+// "rank<r>." before those that are another rank's than 0.
 // Metadata: "format" and "format_version", "checksum" (XXH3-64 over the tensors and the JSON), and
 // "checkpoint", a JSON object with the sections below.
 #pragma once
@@ -12,6 +13,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "cairn/nn/module.h"
 #include "cairn/tensor/tensor.h"
@@ -46,7 +48,20 @@ struct Checkpoint {
   State hyper_parameters;
   State user;  // for on_save_checkpoint and on_load_checkpoint
   Tensors user_tensors;
+
+  // Of a run by several processes: what each has for itself. `metrics`, `rng` and `gradients` above
+  // are rank 0's; these are those of ranks 1, 2, … where all took part in saving.
+  struct Own {
+    State metrics;
+    State rng;
+    Tensors gradients;
+  };
+  std::vector<Own> other_ranks;
 };
+
+// A state as text (JSON), and back. Error for texts that are not UTF-8, or not of a state.
+std::string text_of(const State& state);
+State state_of(const std::string& text);
 
 void save_checkpoint(const std::string& path, const Checkpoint& checkpoint);
 // Throws Error with one sentence for a file that is missing, truncated, corrupt, no checkpoint, or

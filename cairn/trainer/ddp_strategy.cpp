@@ -130,6 +130,26 @@ std::string DDPStrategy::broadcast(std::string text) {
                      static_cast<size_t>(bytes.numel()));
 }
 
+// All send as much as the one with the longest.
+std::vector<std::string> DDPStrategy::all_gather(std::string text) {
+  if (failed_ || world_size() == 1) return {std::move(text)};
+  const int64_t ranks = world_size();
+  const Tensor sizes = empty({ranks}, {DType::i64});
+  group_->all_gather(sizes, full({1}, static_cast<double>(text.size()), {DType::i64}));
+  const auto* size = sizes.data<int64_t>();
+  const int64_t longest = *std::max_element(size, size + ranks);
+  const Tensor mine = zeros({longest}, {DType::u8}), all = empty({ranks * longest}, {DType::u8});
+  if (longest > 0) {
+    std::memcpy(mine.raw_data(), text.data(), text.size());
+    group_->all_gather(all, mine);
+  }
+  const auto* bytes = static_cast<const char*>(all.raw_data());
+  std::vector<std::string> texts;
+  for (int64_t r = 0; r < ranks; ++r)
+    texts.emplace_back(bytes + r * longest, static_cast<size_t>(size[r]));
+  return texts;
+}
+
 void DDPStrategy::barrier() {
   if (!failed_ && world_size() > 1) group_->barrier();
 }

@@ -50,6 +50,7 @@ class DDPStrategy : public Strategy {
   using Strategy::reduce;
   void reduce(std::span<double> values, Reduce how) override;
   std::string broadcast(std::string text) override;
+  std::vector<std::string> all_gather(std::string text) override;
   void barrier() override;
   void on_rank_zero(const std::function<void()>& action) override;
   void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) override;

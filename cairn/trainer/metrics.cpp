@@ -395,6 +395,7 @@ State MetricStore::state() const {
                 {"logger", e->logger},
                 {"total", e->total},
                 {"weight", e->weight}});
+    if (e->sync_dist && strategy != nullptr) out[cat(count - 1, ".sync_dist")] = true;
   }
   out["count"] = count;
   for (const auto& [name, value] : published_) out[cat("value.", name)] = value.get();
@@ -418,6 +419,7 @@ void MetricStore::load_state(const State& state) {
     entry->reduce = parse_reduce(field("reduce").as_text());
     entry->total = field("total").as_double();
     entry->weight = field("weight").as_double();
+    entry->sync_dist = one.contains("sync_dist");
     entry->restored = true;
     set_levels(*entry, field("on_step").as_bool(), true, field("prog_bar").as_bool(),
                field("logger").as_bool());

@@ -2,7 +2,7 @@
 // Invariant: make_checkpoint and the restore functions name the same things; the order of restoring
 // is that of Lightning: modules and callbacks first, then, once the optimizer exists, the training
 // state.
-#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "cairn/autograd/engine.h"
@@ -27,6 +27,17 @@ optim::State optimizer_state(const State& state, const Checkpoint::Tensors& tens
   out.tensors = tensors;
   for (const auto& [name, value] : state) out.numbers[name] = value.as_double();
   return out;
+}
+
+std::string bytes_of(const Tensor& t) {
+  const Tensor values = raw::contiguous(raw::to(t, t.dtype(), kCPU));
+  return {static_cast<const char*>(values.raw_data()), static_cast<size_t>(values.nbytes())};
+}
+
+// How many processes made it.
+int64_t ranks_of(const Checkpoint& c) {
+  const auto at = c.loader.find("world_size");
+  return at == c.loader.end() ? 1 : at->second.as_int();
 }
 
 }  // namespace
@@ -78,27 +89,47 @@ Checkpoint Trainer::make_checkpoint(bool weights_only) {
 
 void Trainer::save_checkpoint(const std::string& path, bool weights_only) {
   Checkpoint c = make_checkpoint(weights_only);
-  if (!weights_only && progress_.window > 0 && world_size() > 1) join_open_window(c);
+  if (!weights_only && world_size() > 1) gather_ranks(c);
   strategy_->save_checkpoint(path, c);
 }
 
-// The gradients of an open window are each process's own until it closes. Their mean, as all of
-// them load it, gives the same mean in the end.
-void Trainer::join_open_window(Checkpoint& c) {
+// Nothing after a failure, when a process saves what it has itself.
+void Trainer::gather_ranks(Checkpoint& c) {
+  const std::vector<std::string> metrics = strategy_->all_gather(text_of(c.metrics));
+  const std::vector<std::string> rng = strategy_->all_gather(text_of(c.rng));
+  for (size_t r = 1; r < metrics.size(); ++r)
+    c.other_ranks.push_back({state_of(metrics[r]), state_of(rng[r]), {}});
+  if (progress_.window == 0) return;
   for (const auto& [name, parameter] : model_->named_parameters()) {
-    std::vector<double> values(static_cast<size_t>(parameter.numel()) + 1);
     const auto mine = c.gradients.find(name);
-    if (mine != c.gradients.end()) {
-      const Tensor g = raw::contiguous(raw::to(mine->second, DType::f64, kCPU));
-      std::copy(g.data<double>(), g.data<double>() + g.numel(), values.begin());
-      values.back() = 1;  // whether there is one
+    const std::vector<std::string> all =
+        strategy_->all_gather(mine == c.gradients.end() ? std::string() : bytes_of(mine->second));
+    for (size_t r = 1; is_global_zero() && r < all.size(); ++r) {
+      if (all[r].empty()) continue;  // it has none
+      const Tensor gradient = empty(parameter.shape(), {parameter.dtype()});
+      std::memcpy(gradient.raw_data(), all[r].data(), all[r].size());
+      c.other_ranks[r - 1].gradients[name] = gradient;
     }
-    strategy_->reduce(std::span(values), Reduce::mean);
-    if (values.back() == 0) continue;
-    const Tensor joined = empty(parameter.shape(), {DType::f64});
-    std::copy(values.begin(), values.end() - 1, joined.data<double>());
-    c.gradients[name] = raw::to(joined, parameter.dtype(), kCPU);
   }
+}
+
+// What the file has of this process, where the run has as many processes as then. Else all take
+// rank 0's: at an epoch's end only the random numbers are of use, and inside one there is no way to
+// go on with another number of processes (see takes_up_loader).
+void Trainer::take_own_part(Checkpoint& c) {
+  const auto parts = static_cast<int>(c.other_ranks.size()) + 1;
+  if (parts == world_size() && global_rank() > 0) {
+    Checkpoint::Own& own = c.other_ranks[static_cast<size_t>(global_rank()) - 1];
+    c.metrics = std::move(own.metrics);
+    c.rng = std::move(own.rng);
+    c.gradients = std::move(own.gradients);
+  }
+  c.other_ranks.clear();
+  const Progress at = progress_from(c.progress);
+  if (parts < world_size() && ranks_of(c) == world_size() && at.batch > 0 && !at.epoch_ended)
+    warn(
+        cat("fit: '", resume_path_,
+            "' has metrics and random numbers of rank 0 alone, so all processes go on with those"));
 }
 
 // Empty: "last" was asked for and there is none.
@@ -124,6 +155,7 @@ void Trainer::load_to_resume(const std::string& ckpt_path) {
   resume_ = strategy_->load_checkpoint(resume_path_);
   check(!resume_->weights_only, "fit: '", resume_path_,
         "' must be a whole checkpoint to go on from, got one of weights only");
+  take_own_part(*resume_);
 }
 
 void Trainer::restore_modules() {
@@ -165,8 +197,7 @@ void Trainer::restore_training() {
 // Whether the loader goes on where the checkpoint's was. With another number of processes an epoch
 // falls into other batches, so that only whole epochs can be continued.
 bool Trainer::takes_up_loader(const Checkpoint& c) const {
-  const auto at = c.loader.find("world_size");
-  const int64_t ranks = at == c.loader.end() ? 1 : at->second.as_int();
+  const int64_t ranks = ranks_of(c);
   if (ranks == world_size()) return true;
   check(progress_.batch == 0, "fit: '", resume_path_, "' was made inside an epoch by ", ranks,
         " processes and must be resumed by as many, got ", world_size(),

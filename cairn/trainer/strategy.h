@@ -6,6 +6,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "cairn/optim/optimizer.h"
 #include "cairn/tensor/device.h"
@@ -47,6 +49,8 @@ class Strategy {
   bool any(bool value) { return reduce(value ? 1 : 0, Reduce::max) != 0; }
   // Rank 0's text.
   virtual std::string broadcast(std::string text) { return text; }
+  // The texts of all, by rank. After on_exception() only this process's own.
+  virtual std::vector<std::string> all_gather(std::string text) { return {std::move(text)}; }
   virtual void barrier() {}
   // Rank 0 does it while the others wait; where it throws, all throw.
   virtual void on_rank_zero(const std::function<void()>& action) { action(); }

@@ -212,10 +212,14 @@ void Trainer::handle_exception(const std::exception& error, std::string_view sta
       action();
     } catch (const std::exception& second) {
       warn(cat("while ending the run: ", second.what()));
+      strategy_->on_exception(second);
     }
   };
   dist::report_failure(error);
-  strategy_->on_exception(error);
+  // Interrupted processes are all at the same place, so that callbacks may still save what all
+  // have.
+  if (!agreed_.interrupted || dynamic_cast<const Interrupted*>(&error) == nullptr)
+    strategy_->on_exception(error);
   enter(hooks::kException);
   for (const auto& c : callbacks_) attempt([&] { c->on_exception(*this, *model_, error); });
   if (loaders_.module != nullptr) attempt([&] { loaders_.module->on_exception(error); });

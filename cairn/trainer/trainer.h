@@ -111,8 +111,10 @@ class Trainer {
   void log_metrics(Metrics metrics, int64_t step);
 
   // The state of the running fit (or of the last one, while its model lives), to be saved; the
-  // tensors are the model's and the optimizer's own.
+  // tensors are the model's and the optimizer's own. With several processes: as this one has it.
   Checkpoint make_checkpoint(bool weights_only = false);
+  // All processes call it. The file also has what each of them has for itself: its part of the
+  // epoch's metrics, its random numbers and, inside an accumulation window, its gradients.
   void save_checkpoint(const std::string& path, bool weights_only = false);
 
   Strategy& strategy() const { return *strategy_; }
@@ -231,7 +233,8 @@ class Trainer {
   void restore_training();
   void restore_random_state();
   bool takes_up_loader(const Checkpoint& c) const;
-  void join_open_window(Checkpoint& c);
+  void gather_ranks(Checkpoint& c);
+  void take_own_part(Checkpoint& c);
 
   // Calls a hook of every callback, then the module's, with log() set to the hook's rule. What is
   // called while a step is captured is not called again at its launches, so callbacks are left out.

@@ -5,23 +5,14 @@
 
 #include "cairn/dist/ring_group.h"
 #include "cairn/dist/shm_group.h"
-#include "cairn/tensor/parallel.h"
-#include "cairn/trainer/ddp_strategy.h"
 #include "tests/catch.h"
 #include "tests/dist/contract.h"
-#include "tests/trainer/small.h"
+#include "tests/trainer/ranks.h"
 
 namespace cairn::test {
 namespace {
 
-using trainer::DDPStrategy;
 using Clock = std::chrono::steady_clock;
-
-struct OneThread {
-  OneThread() : before(num_threads()) { set_num_threads(1); }
-  ~OneThread() { set_num_threads(before); }
-  int before;
-};
 
 // `small_data` of which one sample cannot be read.
 struct Ruined : data::Dataset {

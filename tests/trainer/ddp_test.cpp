@@ -7,101 +7,13 @@
 #include <thread>
 
 #include "cairn/nn/norm.h"
-#include "cairn/tensor/parallel.h"
 #include "cairn/trainer/callbacks/early_stopping.h"
 #include "cairn/trainer/callbacks/model_checkpoint.h"
 #include "cairn/trainer/loggers/csv_logger.h"
 #include "tests/catch.h"
-#include "tests/dist/thread_group.h"
-#include "tests/trainer/small.h"
+#include "tests/trainer/ranks.h"
 
 namespace cairn::test {
-namespace {
-
-using trainer::DDPStrategy;
-using Group = std::shared_ptr<dist::ProcessGroup>;
-
-std::vector<float> values_of(const nn::Module& model) {
-  std::vector<float> out;
-  for (const Tensor& p : model.parameters()) {
-    const Tensor c = raw::contiguous(p);
-    out.insert(out.end(), c.data<float>(), c.data<float>() + c.numel());
-  }
-  return out;
-}
-
-// SmallModel without dropout, with metrics of all processes.
-struct SyncedModel : SmallModel {
-  SyncedModel() {
-    dropout_p = 0;
-    Generator generator(3);
-    for (const Tensor& p : parameters()) raw::copy_(p, randn(p.shape(), {}, generator));
-  }
-  Tensor training_step(const Batch& batch, int64_t) override {
-    Tensor loss = mse_loss(forward(batch.input), batch.target);
-    log("loss", loss, {.on_step = true, .on_epoch = true, .sync_dist = sync});
-    return loss;
-  }
-  void validation_step(const Batch& batch, int64_t) override {
-    const Tensor loss = mse_loss(forward(batch.input), batch.target);
-    log("val_loss", loss, {.sync_dist = sync});
-    log("largest", loss, {.reduce_fx = trainer::Reduce::max, .sync_dist = sync});
-    log("batches", 1.0, {.reduce_fx = trainer::Reduce::sum, .sync_dist = sync});
-  }
-  bool sync = true;
-};
-
-struct Fitted {
-  std::vector<float> parameters;
-  trainer::Metrics metrics;
-  std::vector<std::string> warnings;
-  int64_t steps = 0;
-  std::string stop_reason;
-};
-
-// A fit by `ranks` threads; `change` may change a rank's options, model and loaders.
-struct Job {
-  TrainerOptions options;
-  std::string resume = {};
-  int64_t batch_size = 8;
-  bool sync = true;
-  std::function<void(int rank, TrainerOptions&)> change = {};
-
-  std::vector<Fitted> run(int ranks) const {
-    std::vector<Fitted> out(static_cast<size_t>(ranks));
-    on_ranks(ranks, [&](const Group& group) {
-      const data::TensorDataset train_set = small_data(48), val_set = small_data(20, 8);
-      data::DataLoader train(train_set, {.batch_size = batch_size / ranks, .shuffle = true});
-      data::DataLoader val(val_set, {.batch_size = 4});
-      SyncedModel model;
-      model.sync = sync;
-      TrainerOptions o = options;
-      if (change) change(group->rank(), o);
-      o.strategy = DDPStrategy({.group = group});
-      Trainer trainer(std::move(o));
-      trainer.fit(model, train, val, {.ckpt_path = resume});
-      out[static_cast<size_t>(group->rank())] = {values_of(model), trainer.callback_metrics(),
-                                                 trainer.warnings(), trainer.global_step(),
-                                                 trainer.stop_reason()};
-    });
-    return out;
-  }
-};
-
-struct OneThread {
-  OneThread() : before(num_threads()) { set_num_threads(1); }
-  ~OneThread() { set_num_threads(before); }
-  int before;
-};
-
-double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  double largest = 0;
-  for (size_t i = 0; i < a.size(); ++i)
-    largest = std::max(largest, std::abs(static_cast<double>(a[i]) - b[i]));
-  return largest;
-}
-
-}  // namespace
 
 TEST_CASE("trainer: a fit by two processes equals one with the joined batch") {
   const OneThread one_thread;
@@ -208,45 +120,6 @@ TEST_CASE("trainer: rank 0 alone writes, and all load") {
   const auto alone = more.run(1);
   CHECK(alone[0].steps == whole[0].steps);
   CHECK(largest_difference(alone[0].parameters, whole[0].parameters) < 1e-5);
-}
-
-TEST_CASE("trainer: an epoch is resumed in its middle by as many processes") {
-  const OneThread one_thread;
-  const TempFolder folder;
-  Job job;
-  job.options = quiet({.max_epochs = 2, .max_steps = 8});
-  job.options.enable_checkpointing = true;
-  job.change = [&](int, TrainerOptions& o) {
-    o.callbacks = {trainer::ModelCheckpoint(
-        {.dirpath = folder.path(), .filename = "mid", .every_n_train_steps = 8})};
-  };
-  (void)job.run(2);
-  Job more{.options = quiet({.max_epochs = 2}), .resume = folder.path() + "/mid.ckpt"};
-  CHECK(more.run(2)[0].parameters == Job{.options = quiet({.max_epochs = 2})}.run(2)[0].parameters);
-  CHECK_THROWS_WITH(more.run(1), Catch::Matchers::Contains(
-                                     "was made inside an epoch by 2 processes and must be resumed "
-                                     "by as many, got 1"));
-}
-
-TEST_CASE("trainer: a window that is open when several processes save is closed after a resume") {
-  const OneThread one_thread;
-  const TempFolder folder;
-  const std::string path = folder.path() + "/open.ckpt";
-  struct SaveWithin : trainer::Callback {
-    explicit SaveWithin(std::string path) : path_(std::move(path)) {}
-    void on_train_batch_end(Trainer& trainer, trainer::TrainingModule&, const Tensor&, const Batch&,
-                            int64_t batch_idx) override {
-      if (batch_idx == 1) trainer.save_checkpoint(path_);
-    }
-    const std::string path_;
-  };
-  const TrainerOptions options = quiet({.max_epochs = 1, .accumulate_grad_batches = 3});
-  Job job{.options = options};
-  job.change = [&](int, TrainerOptions& o) { o.callbacks = {SaveWithin(path)}; };
-  const auto whole = job.run(2);
-  const auto resumed = Job{.options = options, .resume = path}.run(2);
-  CHECK(resumed[0].parameters == resumed[1].parameters);
-  CHECK(largest_difference(whole[0].parameters, resumed[0].parameters) < 1e-6);
 }
 
 TEST_CASE("trainer: an error of saving reaches all processes") {
