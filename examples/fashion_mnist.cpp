@@ -105,6 +105,44 @@ struct Options {
   bool resume = false;
 };
 
+// One process of each host looks for the images, and downloads them where they are missing; then
+// every process loads them.
+struct FashionData : trainer::DataModule {
+  explicit FashionData(const Options& options) : o(options) {}
+
+  data::MnistOptions set(bool train) const {
+    return {.root = o.data_root,
+            .train = train,
+            .transform = {data::ToTensor(), data::Normalize({0.28604f}, {0.32025f})}};
+  }
+  void prepare_data() override {
+    for (const bool train : {true, false}) data::FashionMNIST::fetch(set(train));
+  }
+  void setup(trainer::Stage) override {
+    if (train_loader) return;  // by the stage before
+    train_loader.emplace(
+        std::make_shared<data::FashionMNIST>(set(true)),
+        data::DataLoaderOptions{.batch_size = o.batch_size, .shuffle = true, .seed = o.seed});
+    test_loader.emplace(std::make_shared<data::FashionMNIST>(set(false)),
+                        data::DataLoaderOptions{.batch_size = 128});
+  }
+  data::DataLoader* train_dataloader() override { return &*train_loader; }
+  data::DataLoader* val_dataloader() override { return &*test_loader; }
+  data::DataLoader* test_dataloader() override { return &*test_loader; }
+
+  const Options& o;
+  std::optional<data::DataLoader> train_loader, test_loader;
+};
+
+// An earlier run's result goes only when everything is known to be good.
+struct RemoveOldResult : trainer::Callback {
+  explicit RemoveOldResult(std::string file) : path(std::move(file)) {}
+  void on_fit_start(trainer::Trainer& trainer, trainer::TrainingModule&) override {
+    if (trainer.is_global_zero()) std::filesystem::remove(path);
+  }
+  std::string path;
+};
+
 void add_options(CLI::App& app, Options& o) {
   app.add_option("--workers", o.workers,
                  "processes on this host that train together, each with its share of the images")
@@ -200,39 +238,31 @@ void train(const Options& o) {
   if (o.threads > 0) set_num_threads(o.threads);
   manual_seed(o.seed);
 
-  data::Compose transform{data::ToTensor(), data::Normalize({0.28604f}, {0.32025f})};
-  data::FashionMNIST train_data(
-      {.root = o.data_root, .train = true, .download = true, .transform = transform});
-  data::FashionMNIST test_data(
-      {.root = o.data_root, .train = false, .download = true, .transform = transform});
-  data::DataLoader train_loader(train_data,
-                                {.batch_size = o.batch_size, .shuffle = true, .seed = o.seed});
-  data::DataLoader test_loader(test_data, {.batch_size = 128});
-
+  FashionData data(o);
   ImageClassifier model(o.lr);
   auto timer = std::make_shared<StepTimer>();
+  std::vector<trainer::Held<trainer::Callback>> callbacks{timer,
+                                                          trainer::ModelCheckpoint({
+                                                              .dirpath = o.output + "/checkpoints",
+                                                              .filename = "best",
+                                                              .monitor = "val_accuracy",
+                                                              .mode = "max",
+                                                              .save_last = true,
+                                                              .enable_version_counter = false,
+                                                          }),
+                                                          trainer::ProgressBar()};
+  // A resumed run's result stays until its successor replaces it.
+  if (!o.resume) callbacks.emplace_back(RemoveOldResult(o.output + "/result.json"));
   trainer::Trainer trainer({.max_epochs = o.max_epochs,
                             .max_steps = o.max_steps,
                             .accelerator = o.accelerator,
                             .precision = o.precision,
-                            .callbacks = {timer,
-                                          trainer::ModelCheckpoint({
-                                              .dirpath = o.output + "/checkpoints",
-                                              .filename = "best",
-                                              .monitor = "val_accuracy",
-                                              .mode = "max",
-                                              .save_last = true,
-                                              .enable_version_counter = false,
-                                          }),
-                                          trainer::ProgressBar()},
+                            .callbacks = callbacks,
                             .logger = trainer::CSVLogger({.dir = o.output}),
                             .profiler = o.profile.empty() ? "" : "simple"});
   const bool first = trainer.is_global_zero();
-  // An earlier run's result goes only now that everything is known to be good; a resumed run's
-  // stays until its successor replaces it, as the checkpoint may still prove unusable.
-  if (!o.resume && first) std::filesystem::remove(o.output + "/result.json");
   const auto start = std::chrono::steady_clock::now();
-  trainer.fit(model, train_loader, test_loader, {.ckpt_path = o.resume ? "last" : ""});
+  trainer.fit(model, data, {.ckpt_path = o.resume ? "last" : ""});
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::optional<double> train_loss = trainer.callback_metric("train_loss");
@@ -241,7 +271,7 @@ void train(const Options& o) {
     std::printf("%s", trainer.profile()->table().c_str());
   }
 
-  const double accuracy = trainer.test(model, test_loader).at("test_accuracy");
+  const double accuracy = trainer.test(model, data).at("test_accuracy");
   if (!first) return;
   write_result(o, trainer, *timer, accuracy, train_loss, seconds);
   std::printf("test accuracy: %.4f\n", accuracy);

@@ -93,31 +93,43 @@ void fetch_file(const IdxSet& set, const IdxSetFile& file, const std::string& fo
        " (plain or .gz) must be in one of ", places, ", got none; set download = true", package);
 }
 
+// The folders that are looked in, in order. The first one is downloaded into.
+std::vector<std::string> folders_of(const IdxSet& set, const IdxSetOptions& options) {
+  const std::string root = options.root.empty() ? default_root() : options.root;
+  std::vector<std::string> folders{(fs::path(root) / set.folder / "raw").string(), root};
+  folders.insert(folders.end(), set.system_folders.begin(), set.system_folders.end());
+  return folders;
+}
+
+// The first with both files; "" where there is none.
+std::string complete_folder(const IdxSet& set, const std::vector<std::string>& folders) {
+  for (const std::string& folder : folders)
+    if (!find_file(folder, set.images).empty() && !find_file(folder, set.labels).empty())
+      return folder;
+  return "";
+}
+
 }  // namespace
 
-IdxSetData load_idx_set(const IdxSet& set, const IdxSetOptions& options) {
-  const std::string root = options.root.empty() ? default_root() : options.root;
-  const std::string own_folder = (fs::path(root) / set.folder / "raw").string();
-  std::vector<std::string> folders{own_folder, root};
-  folders.insert(folders.end(), set.system_folders.begin(), set.system_folders.end());
-  const auto load = [&](const std::string& folder, IdxSetData& data) {
-    const std::string images = find_file(folder, set.images);
-    const std::string labels = find_file(folder, set.labels);
-    if (images.empty() || labels.empty()) return false;
-    data.images = read_checked(set, set.images, images, images);
-    data.labels = read_checked(set, set.labels, labels, labels);
-    return true;
-  };
-
-  IdxSetData data;
-  for (const std::string& folder : folders)
-    if (load(folder, data)) return data;
-  if (!options.download) fail_missing(set, folders);
+void fetch_idx_set(const IdxSet& set, const IdxSetOptions& options) {
+  const std::vector<std::string> folders = folders_of(set, options);
+  if (!complete_folder(set, folders).empty()) return;
   for (const IdxSetFile* file : {&set.images, &set.labels})
-    if (find_file(own_folder, *file).empty()) fetch_file(set, *file, own_folder, options);
-  check(load(own_folder, data), set.op, ": downloaded files must stay in ", own_folder,
+    if (find_file(folders[0], *file).empty()) fetch_file(set, *file, folders[0], options);
+}
+
+IdxSetData load_idx_set(const IdxSet& set, const IdxSetOptions& options) {
+  if (options.download) fetch_idx_set(set, options);
+  const std::vector<std::string> folders = folders_of(set, options);
+  const std::string folder = complete_folder(set, folders);
+  if (folder.empty() && !options.download) fail_missing(set, folders);
+  check(!folder.empty(), set.op, ": downloaded files must stay in ", folders[0],
         ", got one removed meanwhile");
-  return data;
+  const auto read = [&](const IdxSetFile& file) {
+    const std::string path = find_file(folder, file);
+    return read_checked(set, file, path, path);
+  };
+  return {read(set.images), read(set.labels)};
 }
 
 std::string default_root() {

@@ -48,6 +48,9 @@ struct IdxSetData {
 // what is missing from <root>/<folder>/raw, if asked to; else the Error lists the folders.
 IdxSetData load_idx_set(const IdxSet& set, const IdxSetOptions& options);
 
+// The download alone: what is missing from <root>/<folder>/raw, where no folder has both files.
+void fetch_idx_set(const IdxSet& set, const IdxSetOptions& options);
+
 // Where datasets are kept: $CAIRN_DATA_ROOT, else $XDG_CACHE_HOME/cairn/data, else
 // ~/.cache/cairn/data.
 std::string default_root();

@@ -57,12 +57,16 @@ IdxSet mnist_set(bool train) {
   return set;
 }
 
+IdxSetOptions places(const MnistOptions& options) {
+  return {.root = options.root,
+          .download = options.download,
+          .mirror = options.mirror,
+          .stall_timeout_s = options.stall_timeout_s};
+}
+
 ImageDataset load(const IdxSet& set, const MnistOptions& options,
                   const std::vector<std::string>& classes) {
-  const IdxSetData data = load_idx_set(set, {.root = options.root,
-                                             .download = options.download,
-                                             .mirror = options.mirror,
-                                             .stall_timeout_s = options.stall_timeout_s});
+  const IdxSetData data = load_idx_set(set, places(options));
   return ImageDataset(data.images,
                       make_targets(data.labels, kClassCount, set.op, options.target_transform),
                       options.transform, classes);
@@ -73,6 +77,10 @@ ImageDataset load(const IdxSet& set, const MnistOptions& options,
 FashionMNIST::FashionMNIST(const MnistOptions& options)
     : ImageDataset(load(fashion_set(options.train), options, class_names())) {}
 
+void FashionMNIST::fetch(const MnistOptions& options) {
+  fetch_idx_set(fashion_set(options.train), places(options));
+}
+
 const std::vector<std::string>& FashionMNIST::class_names() {
   static const std::vector<std::string> names{"T-shirt/top", "Trouser",   "Pullover", "Dress",
                                               "Coat",        "Sandal",    "Shirt",    "Sneaker",
@@ -82,6 +90,10 @@ const std::vector<std::string>& FashionMNIST::class_names() {
 
 MNIST::MNIST(const MnistOptions& options)
     : ImageDataset(load(mnist_set(options.train), options, class_names())) {}
+
+void MNIST::fetch(const MnistOptions& options) {
+  fetch_idx_set(mnist_set(options.train), places(options));
+}
 
 const std::vector<std::string>& MNIST::class_names() {
   static const std::vector<std::string> names{"0 - zero",  "1 - one",  "2 - two", "3 - three",

@@ -33,6 +33,9 @@ struct MnistOptions {
 class FashionMNIST : public ImageDataset {
  public:
   explicit FashionMNIST(const MnistOptions& options);
+  // Downloads what is missing, as with `options.download`, and loads nothing: for
+  // DataModule::prepare_data().
+  static void fetch(const MnistOptions& options);
   static const std::vector<std::string>& class_names();
 };
 
@@ -41,6 +44,7 @@ class FashionMNIST : public ImageDataset {
 class MNIST : public ImageDataset {
  public:
   explicit MNIST(const MnistOptions& options);
+  static void fetch(const MnistOptions& options);
   static const std::vector<std::string>& class_names();
 };
 

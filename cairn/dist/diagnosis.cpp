@@ -56,12 +56,13 @@ void Diagnosis::waits(const Call& call) noexcept {
   }
 }
 
-void Diagnosis::failed(const Call& call, std::string_view text) noexcept {
+void Diagnosis::failed(const Call* call, std::string_view text) noexcept {
   if (std::exchange(ended_, true) || size_ == 1) return;
-  waits(call);
+  if (call != nullptr) waits(*call);
   try {
+    const std::string place = call != nullptr ? cat(" in ", describe(*call)) : "";
     const std::string word =
-        !quoted_.empty() ? quoted_ : cat(name(rank_), " failed in ", describe(call), ": ", text);
+        !quoted_.empty() ? quoted_ : cat(name(rank_), " failed", place, ": ", text);
     tell(key("end", rank_), cat(kFailed, std::string_view(word).substr(0, kLongest)));
   } catch (...) {
   }

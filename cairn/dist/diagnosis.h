@@ -32,8 +32,9 @@ class Diagnosis {
   // Leaves word of the call that this rank is in. To be called before its connections are closed
   // or its peers are woken because of a failure.
   void waits(const Call& call) noexcept;
-  // Leaves word that this rank failed; `text` is its own error. The first word of an end stands.
-  void failed(const Call& call, std::string_view text) noexcept;
+  // Leaves word that this rank failed, in this call or (null) between two; `text` is its own error.
+  // The first word of an end stands.
+  void failed(const Call* call, std::string_view text) noexcept;
   // Leaves word of an orderly end after so many collectives.
   void left(uint64_t calls) noexcept;
   // Whether `peer` said that it is past this call: at an orderly end, or in trouble with a later

@@ -116,7 +116,7 @@ void HostGroup::work_off() {
   }
 }
 
-void HostGroup::give_up(const Call& call, const std::exception& error) noexcept {
+void HostGroup::give_up(const Call* call, const std::exception& error) noexcept {
   if (broken_) return;
   failed(call, error);
   broken_ = std::make_exception_ptr(CommError(error.what()));
@@ -148,7 +148,7 @@ void HostGroup::execute(Task& task) noexcept {
     if (is_collective(task.call.is.kind)) ++executed_;
   } catch (const std::exception& error) {
     recorder_.ended(task.ticket, false);
-    failed(task.call, error);
+    failed(&task.call, error);
     broken_ = std::current_exception();
     if (dynamic_cast<const TimeoutError*>(&error) != nullptr && !task.error)
       broken_ = std::make_exception_ptr(with_table(error.what()));

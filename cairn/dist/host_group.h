@@ -17,8 +17,9 @@ namespace cairn::dist {
 class HostGroup : public ProcessGroup {
  public:
   // Breaks the group, as if `call` had failed in it: for who uses it as a part of something larger
-  // and fails there. No call may be running.
-  void give_up(const Call& call, const std::exception& error) noexcept;
+  // and fails there. Null: between two calls, so that others who wait in the next one, or ask for
+  // it later, hear why this rank will not come. No call may be running.
+  void give_up(const Call* call, const std::exception& error) noexcept;
 
  protected:
   explicit HostGroup(GroupOptions options) : ProcessGroup(std::move(options)) {}
@@ -27,8 +28,9 @@ class HostGroup : public ProcessGroup {
   // Does the call, or throws: TimeoutError past its deadline, CommError for peers and the network.
   // After that it is not called again.
   virtual void run(const Call& call) = 0;
-  // After run() threw, before anybody hears of it: lets the other ranks know. Must not throw.
-  virtual void failed(const Call& call, const std::exception& error) noexcept = 0;
+  // After run() threw, before anybody hears of it: lets the other ranks know. Must not throw. Null:
+  // the rank gave up between two calls.
+  virtual void failed(const Call* call, const std::exception& error) noexcept = 0;
   // Ends the thread after the running call; those that wait fail. To be called first by the
   // destructors of classes that implement run().
   void stop() noexcept;

@@ -29,7 +29,7 @@ class LocalGroup : public HostGroup {
     if (call.input.defined() && call.output.defined() && !call.input.same_as(call.output))
       raw::copy_(raw::view(call.output, call.input.shape()), call.input);
   }
-  void failed(const Call&, const std::exception&) noexcept override {}
+  void failed(const Call*, const std::exception&) noexcept override {}
 };
 
 }  // namespace

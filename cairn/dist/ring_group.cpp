@@ -49,7 +49,7 @@ class RingGroup : public HostGroup {
   };
 
   void run(const Call& call) override;
-  void failed(const Call& call, const std::exception& error) noexcept override {
+  void failed(const Call* call, const std::exception& error) noexcept override {
     diagnosis_.failed(call, error.what());
     mesh_.cut();
   }

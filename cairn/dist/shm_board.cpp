@@ -169,9 +169,9 @@ void ShmBoard::check_whole(const Call& call) {
   throw CommError(diagnosis_.lost(call, static_cast<int>(broken & 0xffff'ffff) - 1));
 }
 
-void ShmBoard::break_up(const Call& call) noexcept {
+void ShmBoard::break_up(const Call* call) noexcept {
   uint64_t none = 0;
-  const uint32_t at = call.peer < 0 ? step_ : step_ + 1;
+  const uint32_t at = call != nullptr && call->peer < 0 ? step_ : step_ + 1;
   header().broken.compare_exchange_strong(none,
                                           uint64_t{at} << 32 | static_cast<uint32_t>(rank_ + 1));
 }

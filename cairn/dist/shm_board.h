@@ -72,7 +72,7 @@ class ShmBoard {
   uint32_t wait_for_change(ShmFlag& flag, uint32_t seen, int peer, const Call& call);
 
   // Tells all others that this call failed here.
-  void break_up(const Call& call) noexcept;
+  void break_up(const Call* call) noexcept;
 
  private:
   struct Part {

@@ -87,7 +87,7 @@ class ShmGroup : public HostGroup {
   };
 
   void run(const Call& call) override;
-  void failed(const Call& call, const std::exception& error) noexcept override {
+  void failed(const Call* call, const std::exception& error) noexcept override {
     board_.diagnosis().failed(call, error.what());
     board_.break_up(call);
   }

@@ -47,7 +47,7 @@ class TwoLevelGroup : public HostGroup {
   void run(const Call& call) override;
   // The others may wait in any of the groups; but not where all of them hear of a mismatch, which
   // must reach them whole.
-  void failed(const Call& call, const std::exception& error) noexcept override {
+  void failed(const Call* call, const std::exception& error) noexcept override {
     if (mismatched_) return;
     for (const auto& group : {inside_, leaders_, all_})
       if (group) group->give_up(call, error);

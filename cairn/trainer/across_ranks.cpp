@@ -20,10 +20,10 @@ void Trainer::start_ranks() {
 
 // Once on each host, before anybody looks for the data.
 void Trainer::prepare_data() {
-  const bool first = strategy_->local_rank() == 0;
-  if (first && loaders_.module != nullptr) loaders_.module->prepare_data();
-  if (first) model_->prepare_data();
-  strategy_->barrier();
+  strategy_->once_per_host([&] {
+    if (loaders_.module != nullptr) loaders_.module->prepare_data();
+    model_->prepare_data();
+  });
 }
 
 bool Trainer::out_of_time() const {

@@ -16,7 +16,8 @@ class DataModule {
   DataModule(const DataModule&) = delete;
   DataModule& operator=(const DataModule&) = delete;
 
-  // Downloads and the like; must not keep anything in the object.
+  // Downloads and the like. With several processes one of each host (local rank 0) calls it while
+  // the others wait, for DDPStrategyOptions::patience; so it must not keep anything in the object.
   virtual void prepare_data() {}
   // Makes the datasets of a stage.
   virtual void setup(Stage) {}

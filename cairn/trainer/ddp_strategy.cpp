@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cairn/autograd/engine.h"
+#include "cairn/dist/host_group.h"
 #include "cairn/dist/init.h"
 #include "cairn/dist/nccl.h"
 #include "cairn/dist/sync_batch_norm.h"
@@ -39,6 +40,8 @@ dist::ReduceOp reduction(Reduce how) {
 DDPStrategy::DDPStrategy(DDPStrategyOptions options) : options_(std::move(options)) {
   const DDPStrategyOptions& o = options_;
   check(o.timeout.count() > 0, "DDPStrategy: timeout must be above 0 ms, got ", o.timeout.count());
+  check(o.patience.count() > 0, "DDPStrategy: patience must be above 0 ms, got ",
+        o.patience.count());
   check(o.bucket_cap_mb > 0, "DDPStrategy: bucket_cap_mb must be above 0, got ", o.bucket_cap_mb);
   check(o.gradient_compression == "none" || o.gradient_compression == "bf16",
         "DDPStrategy: gradient_compression must be none or bf16, got ", o.gradient_compression);
@@ -154,6 +157,10 @@ void DDPStrategy::barrier() {
   if (!failed_ && world_size() > 1) group_->barrier();
 }
 
+void DDPStrategy::patient_barrier() {
+  if (!failed_ && world_size() > 1) group_->barrier({.timeout = options_.patience});
+}
+
 void DDPStrategy::on_rank_zero(const std::function<void()>& action) {
   if (failed_ || world_size() == 1) {
     if (rank() == 0) action();
@@ -169,9 +176,25 @@ void DDPStrategy::on_rank_zero(const std::function<void()>& action) {
       error = cat("!", e.what());  // not empty, whatever it says
     }
   }
+  patient_barrier();
   error = broadcast(std::move(error));
   if (own) std::rethrow_exception(own);
   if (!error.empty()) fail(error.substr(1), " (on rank 0)");
+}
+
+// On other hosts it may take minutes more, so that there is no call in which all could hear of an
+// error: the group is given up, with word for those that wait and those that will.
+void DDPStrategy::once_per_host(const std::function<void()>& action) {
+  if (local_rank() == 0) {
+    try {
+      action();
+    } catch (const std::exception& error) {
+      auto* group = dynamic_cast<dist::HostGroup*>(group_.get());
+      if (group != nullptr && world_size() > 1) group->give_up(nullptr, error);
+      throw;
+    }
+  }
+  patient_barrier();
 }
 
 void DDPStrategy::save_checkpoint(const std::string& path, const Checkpoint& checkpoint) {

@@ -17,6 +17,10 @@ struct DDPStrategyOptions {
   std::string process_group_backend = "auto";
   // Of meeting and of every collective. (Lightning waits for 30 minutes.)
   dist::Milliseconds timeout = dist::kDefaultTimeout;
+  // Of waiting for what one process does for others: prepare_data(), a checkpoint that is written,
+  // Strategy::on_rank_zero(); and for those that have more batches to evaluate. One that fails or
+  // dies meanwhile is noticed as soon as in any other wait; this is for one that hangs.
+  dist::Milliseconds patience = std::chrono::minutes(30);
   // See dist::DdpOptions.
   double bucket_cap_mb = 25;
   bool broadcast_buffers = true;
@@ -52,7 +56,9 @@ class DDPStrategy : public Strategy {
   std::string broadcast(std::string text) override;
   std::vector<std::string> all_gather(std::string text) override;
   void barrier() override;
+  void patient_barrier() override;
   void on_rank_zero(const std::function<void()>& action) override;
+  void once_per_host(const std::function<void()>& action) override;
   void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) override;
   Checkpoint load_checkpoint(const std::string& path) override;
   bool captures() const override;

@@ -48,7 +48,7 @@ class TrainingModule : public nn::Module {
   virtual std::vector<Held<Callback>> configure_callbacks() { return {}; }
 
   // --- hooks, in the order they are called in ----------------------------------------------------
-  virtual void prepare_data() {}
+  virtual void prepare_data() {}  // by one process of each host; see DataModule
   virtual void setup(Stage) {}
   virtual void configure_model() {}
   virtual void on_fit_start() {}

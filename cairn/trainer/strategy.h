@@ -52,8 +52,14 @@ class Strategy {
   // The texts of all, by rank. After on_exception() only this process's own.
   virtual std::vector<std::string> all_gather(std::string text) { return {std::move(text)}; }
   virtual void barrier() {}
-  // Rank 0 does it while the others wait; where it throws, all throw.
+  // The same where some have more to do before it than others: they are waited for longer than
+  // other calls wait.
+  virtual void patient_barrier() {}
+  // Rank 0 does it while the others wait patiently; where it throws, all throw.
   virtual void on_rank_zero(const std::function<void()>& action) { action(); }
+  // One process of each host does it while the others wait patiently. Where one throws, what the
+  // others hear ends their run.
+  virtual void once_per_host(const std::function<void()>& action) { action(); }
   // Rank 0 writes.
   virtual void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) = 0;
   virtual Checkpoint load_checkpoint(const std::string& path) = 0;

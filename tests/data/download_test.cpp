@@ -192,6 +192,17 @@ TEST_CASE("data: a set is downloaded once, into its own folder") {
   CHECK(server.requests() == std::vector<std::string>{"/images.gz", "/labels.gz"});
 }
 
+TEST_CASE("data: a set may be downloaded first and loaded later") {
+  const HttpServer server(small_set_server());
+  const TempFolder folder;
+  data::IdxSetOptions options{.root = folder.path(), .mirror = server.url()};
+  data::fetch_idx_set(small_set(), options);
+  CHECK(server.requests() == std::vector<std::string>{"/images.gz", "/labels.gz"});
+  data::fetch_idx_set(small_set(), options);
+  CHECK(data::load_idx_set(small_set(), options).images.numel() == 112);
+  CHECK(server.requests().size() == 2);
+}
+
 TEST_CASE("data: only the missing file of a set is downloaded, from the first mirror that has it") {
   const HttpServer empty_mirror(always(http_answer("", "503 Service Unavailable")));
   const HttpServer server(small_set_server());

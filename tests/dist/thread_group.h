@@ -87,7 +87,7 @@ class ThreadGroup final : public dist::HostGroup {
     }
     if (m.broken) throw CommError(cat(describe(call), ": ", m.failure));
   }
-  void failed(const Call&, const std::exception& error) noexcept override {
+  void failed(const Call*, const std::exception& error) noexcept override {
     const std::lock_guard lock(meeting_->mutex);
     if (!meeting_->broken) fail_now(*meeting_, error.what());
   }
