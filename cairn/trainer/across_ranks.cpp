@@ -43,13 +43,17 @@ void Trainer::agree() {
   if (agreed_.stop && !stop_requested_) stop("another process asked for it");
 }
 
+Trainer::Batches Trainer::count_batches(int64_t own) {
+  double ends[] = {-static_cast<double>(own), static_cast<double>(own)};
+  strategy_->reduce(std::span(ends), Reduce::max);
+  return {own, static_cast<int64_t>(-ends[0]), static_cast<int64_t>(ends[1])};
+}
+
 void Trainer::check_equal_batches() {
-  if (world_size() == 1) return;
-  const auto mine = static_cast<double>(train_batches_);
-  const double least = strategy_->reduce(mine, Reduce::min);
-  const double most = strategy_->reduce(mine, Reduce::max);
-  check(least == most, "fit: all processes must have equally many training batches, got ", least,
-        " to ", most, "; a DistributedSampler gives each the same number");
+  const Batches batches = count_batches(train_batches_);
+  check(batches.fewest == batches.most,
+        "fit: all processes must have equally many training batches, got ", batches.fewest, " to ",
+        batches.most, "; a DistributedSampler gives each the same number");
 }
 
 // The loader of this process's share of the data, made once for each loader.

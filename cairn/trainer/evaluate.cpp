@@ -88,15 +88,20 @@ void Trainer::run_evaluation(const RunOptions& options) {
   const Limit& limit = stage_ == Stage::test      ? options_.limit_test_batches
                        : stage_ == Stage::predict ? options_.limit_predict_batches
                                                   : options_.limit_val_batches;
-  if (limit.is_zero()) return;
-  data::DataLoader* loader = loaders_.evaluation;
-  if (DataModule* m = loaders_.module)
-    loader = stage_ == Stage::test      ? m->test_dataloader()
-             : stage_ == Stage::predict ? m->predict_dataloader()
-                                        : m->val_dataloader();
-  check(loader != nullptr, stage_, ": the DataModule must give a loader for this stage, got none");
-  loader = share(loader, false);
-  evaluate_stage(*loader, limit_batches(limit, loader->size()));
+  data::DataLoader* loader = nullptr;
+  int64_t own = 0;
+  if (!limit.is_zero()) {
+    loader = loaders_.evaluation;
+    if (DataModule* m = loaders_.module)
+      loader = stage_ == Stage::test      ? m->test_dataloader()
+               : stage_ == Stage::predict ? m->predict_dataloader()
+                                          : m->val_dataloader();
+    check(loader != nullptr, stage_,
+          ": the DataModule must give a loader for this stage, got none");
+    loader = share(loader, false);
+    own = limit_batches(limit, loader->size());
+  }
+  evaluate_stage(loader, count_batches(own));
 }
 
 int64_t Trainer::limit_batches(const Limit& limit, int64_t size) const {
@@ -106,20 +111,42 @@ int64_t Trainer::limit_batches(const Limit& limit, int64_t size) const {
   return batches;
 }
 
-void Trainer::evaluate_stage(data::DataLoader& loader, int64_t batches) {
+void Trainer::evaluate_stage(data::DataLoader* loader, const Batches& batches) {
   evaluate(Evaluation::of(stage_), loader, batches);
 }
 
-void Trainer::evaluate(const Evaluation& kind, data::DataLoader& loader, int64_t batches) {
-  if (batches == 0) return;
+// All processes go through it together, also those without batches.
+void Trainer::evaluate(const Evaluation& kind, data::DataLoader* loader, const Batches& batches) {
+  if (batches.most == 0) return;
   const profiler::Range range("evaluation");
   const NoGrad no_grad;
-  evaluation_batches_ = batches;
+  evaluation_batches_ = batches.own;
   call_own(hooks::kTransfer, kind.eval);
   metrics_.begin_epoch(true);
   metrics_.context.evaluating = true;
+  metrics_.context.fewest_batches = batches.fewest;
+  metrics_.context.most_batches = batches.most;
   call(kind.names.start, kind.start.callback, kind.start.module);
   call(kind.names.epoch_start, kind.epoch_start.callback, kind.epoch_start.module);
+  if (batches.own > 0) evaluate_batches(kind, *loader, batches.own);
+  if (batches.fewest != batches.most) strategy_->patient_barrier();
+  metrics_.context.batch_size = 0;
+  metrics_.publish_epoch(true);
+  call(kind.names.epoch_end, kind.epoch_end.callback, kind.epoch_end.module);
+  metrics_.publish_epoch(true);
+  result_ = metrics_.epoch_metrics(true);
+  if (!sanity_checking()) {
+    emit(result_);
+    save_loggers();
+    warn_of_local_metrics();
+  }
+  if (stage_ == Stage::fit) progress_.validated_at = progress_.total_batches;
+  call(kind.names.end, kind.end.callback, kind.end.module);
+  metrics_.context = {};
+  call_own(hooks::kTransfer, kind.train);
+}
+
+void Trainer::evaluate_batches(const Evaluation& kind, data::DataLoader& loader, int64_t batches) {
   int64_t batch_idx = 0;
   loader.set_epoch(0);  // an evaluation always sees its data in the same order
   const auto first = [&] {
@@ -135,20 +162,6 @@ void Trainer::evaluate(const Evaluation& kind, data::DataLoader& loader, int64_t
     check_interrupt();
     if (++batch_idx == batches) break;
   }
-  metrics_.context.batch_size = 0;
-  metrics_.publish_epoch(true);
-  call(kind.names.epoch_end, kind.epoch_end.callback, kind.epoch_end.module);
-  metrics_.publish_epoch(true);
-  result_ = metrics_.epoch_metrics(true);
-  if (!sanity_checking()) {
-    emit(result_);
-    save_loggers();
-    warn_of_local_metrics();
-  }
-  if (stage_ == Stage::fit) progress_.validated_at = progress_.total_batches;
-  call(kind.names.end, kind.end.callback, kind.end.module);
-  metrics_.context.evaluating = false;
-  call_own(hooks::kTransfer, kind.train);
 }
 
 void Trainer::evaluate_batch(const Evaluation& kind, Batch batch, int64_t batch_idx) {

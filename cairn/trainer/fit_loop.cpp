@@ -51,7 +51,7 @@ void Trainer::run_fit(const RunOptions& options) {
 }
 
 void Trainer::ask_train_loader() {
-  if (options_.limit_train_batches.is_zero()) return;
+  if (options_.limit_train_batches.is_zero()) return check_equal_batches();
   if (loaders_.module != nullptr) loaders_.train = loaders_.module->train_dataloader();
   check(loaders_.train != nullptr, "fit: the DataModule must give a training loader, got none");
   loaders_.train = share(loaders_.train, true);
@@ -71,27 +71,32 @@ void Trainer::ask_train_loader() {
 }
 
 void Trainer::ask_val_loader() {
-  if (std::exchange(val_asked_, true) || options_.limit_val_batches.is_zero()) return;
-  if (loaders_.module != nullptr) loaders_.evaluation = loaders_.module->val_dataloader();
-  loaders_.evaluation = share(loaders_.evaluation, false);
-  if (loaders_.evaluation != nullptr)
-    val_batches_ = limit_batches(options_.limit_val_batches, loaders_.evaluation->size());
+  if (std::exchange(val_asked_, true)) return;
+  int64_t own = 0;
+  if (!options_.limit_val_batches.is_zero()) {
+    if (loaders_.module != nullptr) loaders_.evaluation = loaders_.module->val_dataloader();
+    loaders_.evaluation = share(loaders_.evaluation, false);
+    if (loaders_.evaluation != nullptr)
+      own = limit_batches(options_.limit_val_batches, loaders_.evaluation->size());
+  }
+  val_batches_ = count_batches(own);
 }
 
 void Trainer::sanity_check() {
   const bool possible = loaders_.evaluation != nullptr || loaders_.module != nullptr;
-  if (options_.num_sanity_val_steps == 0 || options_.limit_val_batches.is_zero() || !possible ||
-      fits_nothing())
-    return;
+  const bool wanted = options_.num_sanity_val_steps != 0 && !options_.limit_val_batches.is_zero() &&
+                      possible && !fits_nothing();
+  if (!strategy_->any(wanted)) return;
   stage_ = Stage::sanity;
   const Generator generator = default_generator();
   call(hooks::kSanityStart, &Callback::on_sanity_check_start,
        &TrainingModule::on_sanity_check_start);
   ask_val_loader();
-  const int64_t batches = options_.num_sanity_val_steps < 0
-                              ? val_batches_
-                              : std::min(options_.num_sanity_val_steps, val_batches_);
-  if (batches > 0) evaluate_stage(*loaders_.evaluation, batches);
+  Batches batches = val_batches_;
+  for (int64_t* count : {&batches.own, &batches.fewest, &batches.most})
+    if (options_.num_sanity_val_steps >= 0)
+      *count = std::min(*count, options_.num_sanity_val_steps);
+  evaluate_stage(loaders_.evaluation, batches);
   call(hooks::kSanityEnd, &Callback::on_sanity_check_end, &TrainingModule::on_sanity_check_end);
   metrics_.clear();
   default_generator() = generator;
@@ -147,7 +152,7 @@ bool Trainer::run_batches() {
 }
 
 bool Trainer::validation_due(const Progress& at) const {
-  if (val_batches_ == 0 || at.batch == 0 || stage_ != Stage::fit ||
+  if (val_batches_.most == 0 || at.batch == 0 || stage_ != Stage::fit ||
       at.validated_at == at.total_batches)
     return false;
   const auto every = options_.check_val_every_n_epoch;
@@ -156,7 +161,7 @@ bool Trainer::validation_due(const Progress& at) const {
 }
 
 bool Trainer::validates_once_per_epoch() const {
-  return val_batches_ > 0 && options_.check_val_every_n_epoch == 1 &&
+  return val_batches_.most > 0 && options_.check_val_every_n_epoch == 1 &&
          val_every_batches_ == train_batches_;
 }
 
@@ -313,7 +318,7 @@ void Trainer::log_step() {
 void Trainer::validate_in_fit() {
   if (progress_.window == 0)
     call_own(hooks::kTransfer, &TrainingModule::on_validation_model_zero_grad);
-  evaluate_stage(*loaders_.evaluation, val_batches_);
+  evaluate_stage(loaders_.evaluation, val_batches_);
   model_looked_at_ = false;
   count_time();
 }

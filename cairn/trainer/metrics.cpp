@@ -47,6 +47,12 @@ kernels::Running running_of(Reduce r) {
   return kernels::Running::weighted_sum;
 }
 
+// Of two values, for min and max. NaN stays.
+double extreme(Reduce r, double a, double b) {
+  if (std::isnan(b)) return b;
+  return r == Reduce::min ? std::min(a, b) : std::max(a, b);
+}
+
 // What changes no value it is combined with.
 double start_of(Reduce r) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -121,6 +127,10 @@ void MetricStore::log_value(std::string_view name, const T& value, const LogOpti
   if (entry.sync_dist && on_step && strategy != nullptr) {
     check(recording_ == nullptr, "log: '", name,
           "' must be without sync_dist or on_epoch alone in a captured step");
+    check(context.fewest_batches == context.most_batches, "log: '", name,
+          "' must be without sync_dist or on_epoch alone where processes have unequal numbers of "
+          "batches, got ",
+          context.fewest_batches, " to ", context.most_batches);
     return log_joined(entry, value, on_epoch, options);
   }
   const auto weight =
@@ -225,10 +235,8 @@ void MetricStore::add(Entry& e, double value, double weight) {
       e.total += value;
       break;
     case Reduce::min:
-      e.total = first ? value : (std::isnan(value) ? value : std::min(e.total, value));
-      break;
     case Reduce::max:
-      e.total = first ? value : (std::isnan(value) ? value : std::max(e.total, value));
+      e.total = first ? value : extreme(e.reduce, e.total, value);
       break;
   }
   e.weight += weight;
@@ -290,33 +298,75 @@ Metrics MetricStore::step_metrics(bool evaluating) {
   return out;
 }
 
-// One collective for each kind of reduction, over all entries that want it. They are the same on
-// all processes and so is their order.
+// What checkpoints and other processes are told of an entry.
+State MetricStore::tell(const Entry& e) {
+  return {{"name", e.name},       {"hook", e.hook},         {"reduce", name_of_reduce(e.reduce)},
+          {"on_step", e.on_step}, {"prog_bar", e.prog_bar}, {"logger", e.logger},
+          {"total", e.total},     {"weight", e.weight}};
+}
+
+// An entry with nothing in it.
+MetricStore::Entry& MetricStore::add_entry(const State& told) {
+  const auto field = [&](const char* key) { return require(told, key, "metrics"); };
+  auto entry = std::make_unique<Entry>();
+  entry->name = field("name").as_text();
+  entry->hook = field("hook").as_text();
+  entry->reduce = parse_reduce(field("reduce").as_text());
+  set_levels(*entry, field("on_step").as_bool(), true, field("prog_bar").as_bool(),
+             field("logger").as_bool());
+  entries_.push_back(std::move(entry));
+  return *entries_.back();
+}
+
+// This process's entry for another's. It has none where it saw no batches.
+MetricStore::Entry& MetricStore::same_entry(const State& told, bool evaluating) {
+  const std::string name = require(told, "name", "metrics").as_text();
+  const std::string hook = require(told, "hook", "metrics").as_text();
+  for (const auto& e : entries_)
+    if (e->name == name && e->hook == hook && e->evaluating == evaluating) return *e;
+  Entry& e = add_entry(told);
+  e.evaluating = evaluating;
+  e.sync_dist = true;
+  return e;
+}
+
+// Every process tells what it has, and each joins all of it in order of rank.
 void MetricStore::join_ranks(bool evaluating) {
   if (strategy == nullptr) return;
-  std::vector<Entry*> synced;
-  for (const auto& e : entries_)
-    if (e->evaluating == evaluating && e->on_epoch && e->sync_dist) synced.push_back(e.get());
-  std::vector<double> sums, least, most;
-  for (Entry* e : synced) {
+  State mine;
+  int64_t count = 0;
+  for (const auto& e : entries_) {
+    if (e->evaluating != evaluating || !e->on_epoch || !e->sync_dist) continue;
     fold(*e);
-    const bool adds = e->reduce == Reduce::mean || e->reduce == Reduce::sum;
-    sums.push_back(e->weight);
-    sums.push_back(adds ? e->total : 0);
-    least.push_back(e->reduce == Reduce::min && e->weight > 0 ? e->total : start_of(Reduce::min));
-    most.push_back(e->reduce == Reduce::max && e->weight > 0 ? e->total : start_of(Reduce::max));
+    add_prefix(mine, cat(count++), tell(*e));
   }
-  strategy->reduce(std::span(sums), Reduce::sum);
-  strategy->reduce(std::span(least), Reduce::min);
-  strategy->reduce(std::span(most), Reduce::max);
-  for (size_t i = 0; i < synced.size(); ++i) {
-    Entry& e = *synced[i];
-    if (sums[2 * i] == 0) continue;
-    e.joined = e.reduce == Reduce::mean  ? sums[2 * i + 1] / sums[2 * i]
-               : e.reduce == Reduce::sum ? sums[2 * i + 1]
-               : e.reduce == Reduce::min ? least[i]
-                                         : most[i];
+  mine["count"] = count;
+  struct Sum {
+    double total = 0, weight = 0;
+  };
+  std::map<Entry*, Sum> sums;
+  for (const std::string& text : strategy->all_gather(text_of(mine))) {
+    const State its = state_of(text);
+    for (int64_t i = 0; i < require(its, "count", "metrics").as_int(); ++i) {
+      const State one = take_prefix(its, cat(i));
+      Entry& e = same_entry(one, evaluating);
+      if (!e.sync_dist) continue;  // this process keeps its own
+      const std::string& how = require(one, "reduce", "metrics").as_text();
+      check(how == name_of_reduce(e.reduce), "log: reduce_fx of '", e.name,
+            "' must be the same on all processes, got ", name_of_reduce(e.reduce), " and ", how);
+      const double total = require(one, "total", "metrics").as_double();
+      const double weight = require(one, "weight", "metrics").as_double();
+      if (weight == 0) continue;
+      Sum& sum = sums[&e];
+      const bool adds = e.reduce == Reduce::mean || e.reduce == Reduce::sum;
+      sum.total = sum.weight == 0 ? total
+                  : adds          ? sum.total + total
+                                  : extreme(e.reduce, sum.total, total);
+      sum.weight += weight;
+    }
   }
+  for (const auto& [e, sum] : sums)
+    e->joined = e->reduce == Reduce::mean ? sum.total / sum.weight : sum.total;
 }
 
 std::vector<std::string> MetricStore::local_names(bool evaluating) const {
@@ -386,15 +436,7 @@ State MetricStore::state() const {
     if (e->evaluating || !e->on_epoch) continue;
     fold(*e);
     if (e->weight == 0) continue;
-    add_prefix(out, cat(count++),
-               {{"name", e->name},
-                {"hook", e->hook},
-                {"reduce", name_of_reduce(e->reduce)},
-                {"on_step", e->on_step},
-                {"prog_bar", e->prog_bar},
-                {"logger", e->logger},
-                {"total", e->total},
-                {"weight", e->weight}});
+    add_prefix(out, cat(count++), tell(*e));
     if (e->sync_dist && strategy != nullptr) out[cat(count - 1, ".sync_dist")] = true;
   }
   out["count"] = count;
@@ -412,18 +454,11 @@ void MetricStore::load_state(const State& state) {
   const int64_t count = require(state, "count", "metrics").as_int();
   for (int64_t i = 0; i < count; ++i) {
     const State one = take_prefix(state, cat(i));
-    const auto field = [&](const char* key) { return require(one, key, "metrics"); };
-    auto entry = std::make_unique<Entry>();
-    entry->name = field("name").as_text();
-    entry->hook = field("hook").as_text();
-    entry->reduce = parse_reduce(field("reduce").as_text());
-    entry->total = field("total").as_double();
-    entry->weight = field("weight").as_double();
-    entry->sync_dist = one.contains("sync_dist");
-    entry->restored = true;
-    set_levels(*entry, field("on_step").as_bool(), true, field("prog_bar").as_bool(),
-               field("logger").as_bool());
-    entries_.push_back(std::move(entry));
+    Entry& entry = add_entry(one);
+    entry.total = require(one, "total", "metrics").as_double();
+    entry.weight = require(one, "weight", "metrics").as_double();
+    entry.sync_dist = one.contains("sync_dist");
+    entry.restored = true;
   }
 }
 

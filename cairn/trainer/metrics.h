@@ -27,9 +27,10 @@ struct LogOptions {
   bool prog_bar = false;              // shown by the progress bar
   bool logger = true;                 // given to the loggers
   Reduce reduce_fx = Reduce::mean;
-  // With several processes: the value becomes that of all. Every process logs the same names then.
-  // An epoch's mean weighs all their batches; a step's weighs the processes alike and waits for
-  // them.
+  // With several processes: the value becomes that of all. An epoch's is joined at its end, of
+  // whatever each process saw: in evaluations some may have fewer batches, or none, and then also
+  // lack the name; a mean weighs all batches. A step's weighs the processes alike and waits for
+  // them, so that all must log it equally often.
   bool sync_dist = false;
   std::optional<int64_t> batch_size = {};  // weight in the mean; absent: the batch's own
 };
@@ -67,6 +68,8 @@ class MetricStore {
     Hook hook{"", LogRule::never};
     bool evaluating = false;
     int64_t batch_size = 0;
+    // Of an evaluation: the fewest and the most batches that any process has.
+    int64_t fewest_batches = 0, most_batches = 0;
   };
   Context context;
   // Joins what several processes logged with sync_dist; null: one process.
@@ -134,6 +137,9 @@ class MetricStore {
   static void reset(Entry& entry);
   static void fold(Entry& entry);
   static double epoch_value(Entry& entry);
+  static State tell(const Entry& entry);
+  Entry& add_entry(const State& told);
+  Entry& same_entry(const State& told, bool evaluating);
   void join_ranks(bool evaluating);
   static std::string step_name(const Entry& e);
   static std::string epoch_name(const Entry& e);

@@ -144,7 +144,8 @@ void Trainer::begin(Stage stage, TrainingModule& model, const Loaders& loaders) 
   if (stage == Stage::fit) {
     progress_ = {};
     optimizer_ = {};
-    train_batches_ = val_batches_ = val_every_batches_ = 0;
+    train_batches_ = val_every_batches_ = 0;
+    val_batches_ = {};
     val_asked_ = stop_requested_ = false;
     stop_reason_.clear();
   }

@@ -77,10 +77,10 @@ class Trainer {
   const Progress& progress() const { return progress_; }
   int64_t current_epoch() const { return progress_.epoch; }
   int64_t global_step() const { return progress_.global_step; }
-  // Batches per epoch, limits applied. Validation: of the loop inside fit. Evaluation: of the
-  // running one (validation, test, predict).
+  // Batches per epoch, limits applied. Validation: of the loop inside fit; of the process that has
+  // most. Evaluation: of the running one (validation, test, predict), of this process.
   int64_t num_training_batches() const { return train_batches_; }
-  int64_t num_val_batches() const { return val_batches_; }
+  int64_t num_val_batches() const { return val_batches_.most; }
   int64_t num_evaluation_batches() const { return evaluation_batches_; }
   // Absent: endless.
   std::optional<int64_t> max_epochs() const { return max_epochs_; }
@@ -150,6 +150,10 @@ class Trainer {
   struct Agreed {
     bool stop = false, out_of_time = false, interrupted = false;
   };
+  // Of an evaluation: how many this process has, and the fewest and the most of all.
+  struct Batches {
+    int64_t own = 0, fewest = 0, most = 0;
+  };
   struct Evaluation;  // the hooks of one kind of evaluation
   // A callback with hooks in or around a step.
   struct Watcher {
@@ -175,6 +179,7 @@ class Trainer {
   void prepare_data();
   void agree();
   bool out_of_time() const;
+  Batches count_batches(int64_t own);
   void check_equal_batches();
   data::DataLoader* share(data::DataLoader* loader, bool training);
   void warn_of_local_metrics();
@@ -221,8 +226,9 @@ class Trainer {
   // evaluate.cpp
   void run_evaluation(const RunOptions& options);
   int64_t limit_batches(const Limit& limit, int64_t size) const;
-  void evaluate_stage(data::DataLoader& loader, int64_t batches);
-  void evaluate(const Evaluation& kind, data::DataLoader& loader, int64_t batches);
+  void evaluate_stage(data::DataLoader* loader, const Batches& batches);
+  void evaluate(const Evaluation& kind, data::DataLoader* loader, const Batches& batches);
+  void evaluate_batches(const Evaluation& kind, data::DataLoader& loader, int64_t batches);
   void evaluate_batch(const Evaluation& kind, Batch batch, int64_t batch_idx);
   Batch transfer(Batch batch);
 
@@ -298,7 +304,7 @@ class Trainer {
   Progress progress_;
   OptimizerConfig optimizer_;
   int64_t train_batches_ = 0;
-  int64_t val_batches_ = 0;
+  Batches val_batches_;
   int64_t val_every_batches_ = 0;
   bool val_asked_ = false;
   bool stepped_ = false;  // whether the running batch made an optimizer step
