@@ -14,7 +14,7 @@ std::vector<int> DistributedDataParallel::Reducer::announce(bool at_work) {
   auto* numbers = told.data<int64_t>();
   numbers[group->rank()] = at_work ? 1 : 0;
   numbers[size + group->rank()] = joining_->steps;
-  const Tensor there = raw::to(told, DType::i64, Device(group->device_type()));
+  const Tensor there = raw::to(told, DType::i64, group->device());
   timed([&] { group->all_reduce(there, ReduceOp::max); });
   told = raw::to(there, DType::i64, kCPU);
   numbers = told.data<int64_t>();

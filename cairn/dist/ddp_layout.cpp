@@ -130,7 +130,7 @@ void check_equal_lines(const char* what, const std::vector<std::string>& lines,
   std::string text;
   for (const std::string& line : lines) text += line + "\n";
   const auto size = static_cast<int64_t>(text.size());
-  const Device device(group.device_type());
+  const Device device = group.device();
   const auto on_host = [](const Tensor& t) { return raw::to(t, t.dtype(), kCPU); };
 
   const Tensor mine = zeros({2}, {DType::i64});

@@ -9,7 +9,6 @@
 #include "cairn/tensor/raw.h"
 
 namespace cairn::dist {
-namespace {}  // namespace
 
 void DistributedDataParallel::Reducer::hook_leaves() {
   for (size_t i = 0; i < plan.leaves.size(); ++i)
@@ -118,7 +117,7 @@ void DistributedDataParallel::Reducer::find_unused() {
 
 bool DistributedDataParallel::Reducer::needs_control() const {
   // Only kernels of the CPU leave zeros out; on a GPU, reading numbers means to wait.
-  return options.find_unused_parameters || group->device_type() == DeviceType::cpu;
+  return options.find_unused_parameters || group->device().type == DeviceType::cpu;
 }
 
 // Largest over all ranks of: the hash of the zeros and its negative, so that both tell whether all
@@ -136,10 +135,10 @@ void DistributedDataParallel::Reducer::exchange_control(bool at_work) {
     for (const size_t i : unused_) control[2 + i] = 0;
   }
   timed([&] {
-    if (group->device_type() == DeviceType::cpu) {
+    if (group->device().type == DeviceType::cpu) {
       group->all_reduce(control_, ReduceOp::max);
     } else {
-      const Tensor there = raw::to(control_, DType::i64, Device(group->device_type()));
+      const Tensor there = raw::to(control_, DType::i64, group->device());
       group->all_reduce(there, ReduceOp::max);
       raw::copy_(control_, there);
     }

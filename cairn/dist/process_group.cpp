@@ -78,8 +78,8 @@ Call ProcessGroup::make(CallKind kind, const Tensor& like, const CallOptions& op
   check(like.defined(), op, ": tensor must be defined, got an undefined one");
   check(std::find(std::begin(kDTypes), std::end(kDTypes), like.dtype()) != std::end(kDTypes), op,
         ": dtype must be f32, f64, bf16, f16, i32, i64 or u8, got ", like.dtype());
-  check(like.device().type == device_type(), op, ": tensor must be on ", name_of(device_type()),
-        " for the backend ", backend(), ", got ", like.device());
+  check(like.device() == device(), op, ": tensor must be on ", device(), " for the backend ",
+        backend(), ", got ", like.device());
   call.shape = like.shape();
   call.is.dtype = like.dtype();
   call.is.numel = like.numel();
@@ -293,7 +293,13 @@ std::optional<GroupOptions> ProcessGroup::sub_options(const std::vector<int>& ra
 }
 
 Tensor ProcessGroup::shared_tensor(int64_t numel, DType dtype) {
-  return zeros({numel}, {dtype, Device(device_type())});
+  return zeros({numel}, {dtype, device()});
 }
+
+void ProcessGroup::watch(const std::string&, Milliseconds, const std::function<void()>& launch) {
+  launch();
+}
+
+void ProcessGroup::abort(const std::string&) noexcept {}
 
 }  // namespace cairn::dist

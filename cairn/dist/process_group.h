@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -83,8 +84,8 @@ class ProcessGroup {
   const GroupOptions& options() const { return options_; }
   // "local", "ring", "shm", "auto", "nccl".
   virtual std::string_view backend() const = 0;
-  // Whose tensors it takes.
-  virtual DeviceType device_type() const { return DeviceType::cpu; }
+  // Where its tensors lie.
+  virtual Device device() const { return kCPU; }
   // Whether its calls can be captured (see capture.h).
   virtual bool captures() const { return false; }
 
@@ -114,6 +115,16 @@ class ProcessGroup {
   Work send(const Tensor& t, int to, const CallOptions& options = {});
   Work recv(const Tensor& t, int from, const CallOptions& options = {});
   Work barrier(const CallOptions& options = {});
+
+  // Runs `launch`, which queues a captured graph with calls of this group on the current stream, so
+  // that a peer which never comes breaks the group here too, `timeout` after the graph began.
+  // `what` names it in the error.
+  virtual void watch(const std::string& what, Milliseconds timeout,
+                     const std::function<void()>& launch);
+  // For a rank that failed and waits for nobody any more: what waits on the device ends, and
+  // further calls throw CommError with `why`, here and soon on the others. Returns at once. Calls
+  // of groups of the CPU wait on the threads that made them, so there this does nothing.
+  virtual void abort(const std::string& why) noexcept;
 
   // A tensor [numel] of zeros in memory that the other ranks of this host can reach, so that an
   // all_reduce of it, or of a part, copies nothing; plain memory where the backend has no such. All

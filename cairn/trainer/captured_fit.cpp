@@ -238,7 +238,7 @@ void Trainer::launch(StepGraph& graph, const Batch& batch) {
     raw::copy_(graph.batch.input, batch.input);
     if (batch.target.defined()) raw::copy_(graph.batch.target, batch.target);
   }
-  graph.graph.launch();
+  strategy_->launch(graph.graph, graph.count);
   note_writes();
   graph.after.restore();
   if (makes_batch) resident_->pass(graph.count);

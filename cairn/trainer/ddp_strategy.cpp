@@ -76,10 +76,7 @@ int DDPStrategy::rank() const {
   return environment_.rank;
 }
 
-int DDPStrategy::local_rank() const {
-  if (options_.group) return options_.group->rank();
-  return environment_.local_rank;
-}
+int DDPStrategy::local_rank() const { return environment_.local_rank; }
 
 int DDPStrategy::world_size() const {
   if (options_.group) return options_.group->size();
@@ -209,8 +206,16 @@ bool DDPStrategy::captures() const {
   return device_group_ != nullptr && device_group_->captures() && !options_.find_unused_parameters;
 }
 
-void DDPStrategy::on_exception(const std::exception&) {
+// Each step may take as long as one call: a collective is a part of it.
+void DDPStrategy::launch(CapturedGraph& steps, int64_t count) {
+  device_group_->watch(cat("launch of ", count, " captured steps"),
+                       count * device_group_->timeout(), [&] { steps.launch(); });
+}
+
+void DDPStrategy::on_exception(const std::exception& error) {
   failed_ = true;
+  // What this process gave to its GPU may wait there for processes that never come.
+  if (device_group_ != nullptr) device_group_->abort(error.what());
   ddp_.reset();
 }
 

@@ -29,8 +29,9 @@ struct DDPStrategyOptions {
   // Batch normalisation over the batches of all processes; the trainer's option sync_batchnorm
   // switches it on too.
   bool sync_batchnorm = false;
-  // The processes' group, where the program has one: ranks may then be threads, too. Else it is
-  // made by the variables of whoever started this process (see dist/environment.h).
+  // The processes' group, of the host's memory, where the program has one: ranks may then be
+  // threads, too, each with the GPU of its rank's number. Else it is made by the variables of
+  // whoever started this process (see dist/environment.h).
   std::shared_ptr<dist::ProcessGroup> group = nullptr;
 };
 
@@ -62,6 +63,7 @@ class DDPStrategy : public Strategy {
   void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) override;
   Checkpoint load_checkpoint(const std::string& path) override;
   bool captures() const override;
+  void launch(CapturedGraph& steps, int64_t count) override;
   void on_exception(const std::exception& error) override;
   void teardown() override;
 

@@ -65,6 +65,18 @@ void check_single_device(const TrainerOptions& o) {
         "Trainer: num_nodes must be 1 with strategy single_device, got ", *o.num_nodes);
 }
 
+// Where a rank of a group that the program made stands: that of a process which somebody started
+// for this, or else a thread of this one.
+dist::ClusterEnvironment environment_of(const dist::ProcessGroup& group) {
+  dist::ClusterEnvironment environment = dist::detect_environment();
+  if (environment.world_size == group.size() && environment.rank == group.rank())
+    return environment;
+  environment = {};
+  environment.rank = environment.local_rank = group.rank();
+  environment.world_size = environment.local_world_size = group.size();
+  return environment;
+}
+
 // Where this process stands among those of the run.
 dist::ClusterEnvironment checked_environment(const TrainerOptions& o) {
   dist::ClusterEnvironment environment = dist::detect_environment();
@@ -184,7 +196,8 @@ Held<Strategy> choose_strategy(const TrainerOptions& o) {
     check(devices == given->world_size(), "Trainer: devices must be the ", given->world_size(),
           " ranks of the strategy's group, got ", devices);
     if (o.sync_batchnorm) given->set_sync_batchnorm();
-    given->place(choose_device(o, 0), {});
+    const dist::ClusterEnvironment environment = environment_of(*given->options().group);
+    given->place(choose_device(o, environment.local_rank), environment);
     return strategy;
   }
   dist::ClusterEnvironment environment = checked_environment(o);

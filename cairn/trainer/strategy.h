@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cairn/optim/optimizer.h"
+#include "cairn/tensor/capture.h"
 #include "cairn/tensor/device.h"
 #include "cairn/tensor/tensor.h"
 #include "cairn/trainer/checkpoint.h"
@@ -65,6 +66,8 @@ class Strategy {
   virtual Checkpoint load_checkpoint(const std::string& path) = 0;
   // Whether backward and optimizer_step may be captured and launched again (see capture.h).
   virtual bool captures() const { return false; }
+  // Launches captured steps, `count` of them.
+  virtual void launch(CapturedGraph& steps, int64_t /*count*/) { steps.launch(); }
   // The run failed: from here on nothing may wait for other processes.
   virtual void on_exception(const std::exception&) {}
   // The run is over, well or not.

@@ -168,7 +168,7 @@ void check_reduction(ProcessGroup& group, DType dtype, ReduceOp op, const Shape&
 
 Shape shape_of(int64_t numel) { return numel == 1000 ? Shape{20, 50} : Shape{numel}; }
 
-void check_extremes(ProcessGroup& group) {
+void check_extremes_of(ProcessGroup& group) {
   const int size = group.size();
   const Tensor ints = full({3}, 0, {DType::i32});
   for (int64_t i = 0; i < 3; ++i) ints.data<int32_t>()[i] = std::numeric_limits<int32_t>::max();
@@ -276,9 +276,10 @@ void check_reductions(const MakeGroup& make, int size) {
     // Many times what a message holds, and no multiple of anything.
     check_reduction(group, DType::f32, ReduceOp::sum, {300007}, Layout::plain);
     check_reduction(group, DType::bf16, ReduceOp::avg, {300007}, Layout::offset);
-    check_extremes(group);
   });
 }
+
+void check_extremes(const MakeGroup& make, int size) { run_ranks(make, size, check_extremes_of); }
 
 void check_moves(const MakeGroup& make, int size) {
   run_ranks(make, size, [](ProcessGroup& group) {
@@ -425,6 +426,7 @@ void check_groups(const MakeGroup& make, int size) {
 
 void check_contract(const MakeGroup& make, int size) {
   check_reductions(make, size);
+  check_extremes(make, size);
   check_moves(make, size);
   check_same_bits(make, size);
   check_zeros(make, size);

@@ -30,6 +30,7 @@ void check_large(const MakeGroup& make, int size, int64_t numel);
 
 // The parts of check_contract.
 void check_reductions(const MakeGroup& make, int size);  // dtypes, reductions, sizes, layouts
+void check_extremes(const MakeGroup& make, int size);    // overflow, NaN
 void check_moves(const MakeGroup& make, int size);       // whatever does not reduce
 void check_same_bits(const MakeGroup& make, int size);   // again and again, on all ranks
 void check_zeros(const MakeGroup& make, int size);       // all_reduce with known zeros

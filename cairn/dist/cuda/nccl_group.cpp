@@ -1,6 +1,7 @@
 // NcclGroup: calls on a stream of the group, watched by a thread.
-// Invariant: every call that was issued outside of a capture is watched until the GPU has done it
-// or the group is broken; a broken group's communicator is aborted before anybody hears of it.
+// Invariant: every call that was issued outside of a capture, and every launch that watch() was
+// told of, is watched until the GPU has done it or the group is broken; of a broken group no call
+// reaches NCCL, and its watchdog aborts the communicator.
 #include <condition_variable>
 #include <deque>
 #include <fstream>
@@ -26,15 +27,24 @@ using cairn::cuda::OwnedStream;
 // How often the watchdog looks while something runs, and what a closing group waits for others.
 constexpr Milliseconds kLook(20);
 constexpr Milliseconds kClose(5000);
+// How often a group that waits on the GPU asks whether another rank broke it, and what it waits for
+// an answer or for its own word to arrive.
+constexpr Milliseconds kAsk(1000), kAnswer(1000);
 
 // A kernel of NCCL may begin before its peers are there, so the time of a call counts from its
 // beginning on this GPU, not from when the host asked.
 struct Flight {
   Call call;
   uint64_t ticket = 0;
+  std::string launch;  // of a graph, and not a call: its name
   OwnedEvent ready, begun, ended;
   std::optional<Deadline> deadline;  // since it begun
 };
+constexpr uint64_t kNoTicket = ~uint64_t{0};
+
+std::string name_of(const Flight& flight) {
+  return flight.launch.empty() ? describe(flight.call) : flight.launch;
+}
 
 // What calls, works and the watchdog share.
 struct Shared {
@@ -57,7 +67,11 @@ struct NcclWork : WorkState {
   NcclWork(std::shared_ptr<Shared> of, std::shared_ptr<Flight> what, bool on_host, bool in_graph)
       : shared(std::move(of)), flight(std::move(what)), blocks(on_host), captured(in_graph) {}
 
-  bool is_completed() override { return captured || reached(flight->ended); }
+  bool is_completed() override {
+    if (captured || reached(flight->ended)) return true;
+    const std::lock_guard lock(shared->mutex);
+    return shared->broken != nullptr;
+  }
   void wait() override {
     const DeviceGuard guard(shared->device);
     // The watchdog ends it in time, by an abort.
@@ -109,13 +123,36 @@ class NcclGroup final : public ProcessGroup {
   }
 
   std::string_view backend() const override { return "nccl"; }
-  DeviceType device_type() const override { return DeviceType::cuda; }
+  Device device() const override { return shared_->device; }
   bool captures() const override { return true; }
 
   std::shared_ptr<ProcessGroup> subgroup(const std::vector<int>& ranks,
                                          const std::string& name) override {
     const std::optional<GroupOptions> sub = sub_options(ranks, name);
     return sub ? std::make_shared<NcclGroup>(*sub, shared_->device) : nullptr;
+  }
+
+  void watch(const std::string& what, Milliseconds timeout,
+             const std::function<void()>& launch) override {
+    const DeviceGuard guard(shared_->device);
+    const cudaStream_t stream = current_stream(shared_->device);
+    const std::unique_lock lock(shared_->mutex);
+    if (shared_->broken) std::rethrow_exception(shared_->broken);
+    std::shared_ptr<Flight> flight = take_flight();
+    flight->ticket = kNoTicket;
+    flight->launch = what;
+    flight->call.timeout = timeout;
+    CAIRN_CUDA(cudaEventRecord, flight->begun.get(), stream);
+    launch();
+    CAIRN_CUDA(cudaEventRecord, flight->ended.get(), stream);
+    add(std::move(flight));
+  }
+
+  void abort(const std::string& why) noexcept override {
+    const std::lock_guard lock(shared_->mutex);
+    const std::string text =
+        cat("group '", name(), "': rank ", rank(), " of ", size(), " gave it up: ", why);
+    break_with(kNoTicket, std::make_exception_ptr(CommError(text)));
   }
 
  private:
@@ -154,10 +191,6 @@ class NcclGroup final : public ProcessGroup {
 
   Work submit(Call call, bool) override {
     const Device device = shared_->device;
-    for (const Tensor& t : {call.input, call.output})
-      if (t.defined())
-        check(t.device() == device, name_of(call.is.kind), ": tensor must be on ", device,
-              " as the group, got ", t.device());
     const bool captured = cairn::cuda::capturing(device);
     const bool barrier = call.is.kind == CallKind::barrier;
     if (barrier) cairn::cuda::refuse_in_capture(device, "barrier", "wait for other processes");
@@ -167,6 +200,7 @@ class NcclGroup final : public ProcessGroup {
     if (shared_->broken) std::rethrow_exception(shared_->broken);
     std::shared_ptr<Flight> flight = take_flight();
     flight->ticket = recorder_.asked(call);
+    flight->launch.clear();
     flight->call = std::move(call);
     // The stream of the group comes after what the caller's was given, also in a capture, which
     // it joins by this.
@@ -176,10 +210,10 @@ class NcclGroup final : public ProcessGroup {
     try {
       comm_->issue(flight->call, scratch_.raw_data(), stream_.get());
     } catch (const TimeoutError&) {
-      break_with(*flight, std::current_exception());
+      break_with(flight->ticket, std::current_exception());
       throw;
     } catch (const CommError& error) {
-      break_with(*flight, lost(describe(flight->call), error.what()));
+      break_with(flight->ticket, lost(describe(flight->call), error.what()));
       std::rethrow_exception(shared_->broken);
     }
     CAIRN_CUDA(cudaEventRecord, flight->ended.get(), stream_.get());
@@ -187,10 +221,15 @@ class NcclGroup final : public ProcessGroup {
       recorder_.ended(flight->ticket, true);  // that it was recorded is all there is to tell
       flight->call.input = flight->call.output = {};
     } else {
-      shared_->flights.push_back(flight);
-      shared_->changed.notify_all();
+      add(flight);
     }
     return Work(std::make_shared<NcclWork>(shared_, std::move(flight), barrier, captured));
+  }
+
+  // With the lock held.
+  void add(std::shared_ptr<Flight> flight) {
+    shared_->flights.push_back(std::move(flight));
+    shared_->changed.notify_all();
   }
 
   std::shared_ptr<Flight> take_flight() {
@@ -214,11 +253,11 @@ class NcclGroup final : public ProcessGroup {
         CommError(cat(doing, ": rank ", rank(), " of ", size(), " lost the communicator: ", why)));
   }
 
-  // With the lock held.
-  void break_with(Flight& flight, std::exception_ptr error) {
-    recorder_.ended(flight.ticket, false);
-    comm_->end();
-    shared_->broken = std::move(error);
+  // With the lock held. What broke it first stays.
+  void break_with(uint64_t ticket, std::exception_ptr error) {
+    recorder_.ended(ticket, false);
+    if (!shared_->broken) shared_->broken = std::move(error);
+    shared_->changed.notify_all();
   }
 
   void watch() {
@@ -226,13 +265,51 @@ class NcclGroup final : public ProcessGroup {
     std::unique_lock lock(shared_->mutex);
     for (;;) {
       const bool idle = shared_->flights.empty();
-      if (shared_->closing && (idle || shared_->broken)) return;
-      if (shared_->closing && shared_->closing->expired()) return comm_->end();
+      if (shared_->broken || (shared_->closing && shared_->closing->expired())) {
+        // Without the lock: it returns when the graphs with calls of the group are gone, and those
+        // who hold them must hear of the failure for that.
+        lock.unlock();
+        if (shared_->broken) tell_others();
+        return comm_->end();
+      }
+      if (shared_->closing && idle) return;
       // An idle communicator is asked now and then too: its graphs run without a word to us.
-      shared_->changed.wait_for(lock, idle ? 10 * kLook : kLook,
-                                [&] { return shared_->closing && shared_->flights.empty(); });
+      shared_->changed.wait_for(lock, idle ? 10 * kLook : kLook, [&] {
+        return shared_->broken || (shared_->closing && shared_->flights.empty());
+      });
       if (!shared_->broken) look();
+      if (!shared_->broken && !shared_->flights.empty()) ask_others(lock);
     }
+  }
+
+  // The first failure of any rank, in words, for ranks whose GPU waits for that one.
+  void tell_others() const {
+    if (size() == 1) return;
+    try {
+      std::rethrow_exception(shared_->broken);
+    } catch (const std::exception& error) {
+      try {
+        Store& store = *options().store;
+        if (!store.find(key("broken"), kAnswer)) store.set(key("broken"), error.what(), kAnswer);
+      } catch (const std::exception&) {  // then their time-outs tell them
+      }
+    }
+  }
+
+  // Gives the lock back for the question.
+  void ask_others(std::unique_lock<std::mutex>& lock) {
+    if (size() == 1 || !shared_->flights.front()->deadline || !next_question_.expired()) return;
+    next_question_ = Deadline(kAsk);
+    std::optional<std::string> word;
+    lock.unlock();
+    try {
+      word = options().store->find(key("broken"), kAnswer);
+    } catch (const std::exception&) {  // a store that is gone is no failure of the GPUs
+    }
+    lock.lock();
+    if (!word || shared_->flights.empty()) return;
+    Flight& first = *shared_->flights.front();
+    break_with(first.ticket, lost(name_of(first), *word));
   }
 
   void look() {
@@ -250,14 +327,11 @@ class NcclGroup final : public ProcessGroup {
     }
     const std::string failure = comm_->failure();
     Flight* const first = shared_->flights.empty() ? nullptr : shared_->flights.front().get();
-    const std::string doing =
-        first != nullptr ? describe(first->call) : cat("group '", name(), "'");
-    Flight none;
-    none.ticket = ~uint64_t{0};
+    const std::string doing = first != nullptr ? name_of(*first) : cat("group '", name(), "'");
     if (!failure.empty()) {
-      break_with(first != nullptr ? *first : none, lost(doing, failure));
+      break_with(first != nullptr ? first->ticket : kNoTicket, lost(doing, failure));
     } else if (first != nullptr && first->deadline && first->deadline->expired()) {
-      break_with(*first,
+      break_with(first->ticket,
                  std::make_exception_ptr(TimeoutError(
                      cat(doing, ": rank ", rank(), " of ", size(), " must be done within ",
                          first->call.timeout.count(),
@@ -272,6 +346,7 @@ class NcclGroup final : public ProcessGroup {
   OwnedStream stream_;
   Tensor scratch_;
   std::unique_ptr<NcclComm> comm_;
+  Deadline next_question_{kAsk};  // the watchdog's
   std::thread watchdog_;
 };
 

@@ -257,6 +257,7 @@ cublasStatus_t heuristic(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMa
                          cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
                          cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference,
                          int wanted, cublasLtMatmulHeuristicResult_t* results, int* count) {
+  const auto lock = lock_devices();
   ++log.heuristics;
   *count = 0;
   Problem p = problem_of(desc, a, b, c, d);
@@ -403,6 +404,7 @@ cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void* a
   const auto scalar = [&](const void* s) {
     return wide ? *static_cast<const double*>(s) : *static_cast<const float*>(s);
   };
+  const auto lock = lock_devices();
   ++log.products;
   log.batched += p.d.batch > 1;
   log.with_epilogue += p.desc.epilogue != CUBLASLT_EPILOGUE_DEFAULT;

@@ -92,11 +92,13 @@ Node* as_node(cudnnBackendDescriptor_t descriptor) { return static_cast<Node*>(d
 
 cudnnStatus_t backend_create(cudnnBackendDescriptorType_t type, cudnnBackendDescriptor_t* out) {
   *out = new Node{type, false, {}};
+  const auto lock = lock_devices();
   ++log.live;
   return CUDNN_STATUS_SUCCESS;
 }
 cudnnStatus_t backend_destroy(cudnnBackendDescriptor_t descriptor) {
   delete as_node(descriptor);
+  const auto lock = lock_devices();
   --log.live;
   return CUDNN_STATUS_SUCCESS;
 }
@@ -210,6 +212,7 @@ cudnnStatus_t finalize(cudnnBackendDescriptor_t descriptor) {
       return refuse("attribute " + std::to_string(rule.name) + " must be set",
                     CUDNN_STATUS_BAD_PARAM_NULL_POINTER);
   if (const cudnnStatus_t status = check_node(*node)) return status;
+  const auto lock = lock_devices();
   if (node->type == CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR) ++log.heuristics;
   node->finalized = true;
   return CUDNN_STATUS_SUCCESS;
@@ -351,6 +354,7 @@ cudnnStatus_t execute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
   const auto& notes = engine_at(index)->notes;
   const bool rounds =
       std::find(notes.begin(), notes.end(), CUDNN_NUMERICAL_NOTE_TENSOR_CORE) != notes.end();
+  const auto lock = lock_devices();
   ++(norm ? log.norms : log.executions);
   log.last_engine = index;
   // Numbers are read now, tensors in the stream's turn.
