@@ -37,9 +37,12 @@ void Trainer::agree() {
   double wants[] = {
       stop_requested_ ? 1.0 : 0.0,
       options_.max_time && progress_.seconds >= options_.max_time->seconds() ? 1.0 : 0.0,
-      InterruptScope::requested() ? 1.0 : 0.0};
+      InterruptScope::requested() ? 1.0 : 0.0, -static_cast<double>(steps_wanted())};  // the fewest
   strategy_->reduce(std::span(wants), Reduce::max);
-  agreed_ = {.stop = wants[0] != 0, .out_of_time = wants[1] != 0, .interrupted = wants[2] != 0};
+  agreed_ = {.stop = wants[0] != 0,
+             .out_of_time = wants[1] != 0,
+             .interrupted = wants[2] != 0,
+             .until = progress_.batch - static_cast<int64_t>(wants[3])};
   if (agreed_.stop && !stop_requested_) stop("another process asked for it");
 }
 

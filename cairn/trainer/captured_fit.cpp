@@ -124,10 +124,8 @@ int64_t Trainer::steps_at_once(bool makes_batch) const {
     });
   };
   if (profiler::recording() || inside(first)) return 0;
-  // Processes agree between launches, so all must make as many steps; their callbacks may differ.
-  if (!makes_batch || world_size() > 1 || options_.accumulate_grad_batches != 1 ||
-      options_.max_time || stop_requested_ ||
-      overrides(*model_, &TrainingModule::on_train_batch_start))
+  if (!makes_batch || options_.accumulate_grad_batches != 1 || options_.max_time ||
+      stop_requested_ || overrides(*model_, &TrainingModule::on_train_batch_start))
     return 1;
 
   int64_t most = std::min({StepGraphs::kCounts[0], resident_->alike(), train_batches_ - first});
@@ -153,6 +151,24 @@ int64_t Trainer::steps_at_once(bool makes_batch) const {
   return most;
 }
 
+// The largest number of steps, `most` at most, that may be launched as one now; 0: none.
+int64_t Trainer::launch_size(const StepKind& kind, int64_t most) const {
+  for (const int64_t count : StepGraphs::kCounts)
+    if (count <= most && (steps_->find(kind, count) != nullptr || steps_->ready(kind)))
+      return count;
+  return 0;
+}
+
+// With several processes: how many steps this one would make before all agree again. Those that
+// then cannot launch them as one make as many one by one.
+int64_t Trainer::steps_wanted() {
+  if (steps_ == nullptr || steps_->stopped() || resident_ == nullptr || resident_->left() == 0 ||
+      progress_.batch >= train_batches_ || start_is_needed())
+    return 1;
+  look_at_model();
+  return std::max<int64_t>(1, launch_size(kind_of_next({}), steps_at_once(true)));
+}
+
 // `batch` is undefined where the step makes it.
 StepKind Trainer::kind_of_next(const Batch& batch) const {
   StepKind kind(batch);
@@ -168,14 +184,13 @@ StepGraph* Trainer::next_graph(const Batch& batch) {
   if (steps_ == nullptr || steps_->stopped()) return nullptr;
   look_at_model();
   const StepKind kind = kind_of_next(batch);
-  const int64_t most = steps_at_once(kind.makes_batch);
-  for (const int64_t count : StepGraphs::kCounts) {
-    if (count > most) continue;
-    if (StepGraph* graph = steps_->find(kind, count)) {
-      if (graph->graph.holds()) return graph;
-      steps_->drop(graph);  // e.g. other steps wrote where this one knew of zeros
-    }
-    if (steps_->ready(kind)) return capture_steps(kind, count, batch);
+  int64_t most = steps_at_once(kind.makes_batch);
+  if (world_size() > 1) most = std::min(most, agreed_.until - progress_.batch);
+  while (const int64_t count = launch_size(kind, most)) {
+    StepGraph* const graph = steps_->find(kind, count);
+    if (graph == nullptr) return capture_steps(kind, count, batch);
+    if (graph->graph.holds()) return graph;
+    steps_->drop(graph);  // e.g. other steps wrote where this one knew of zeros
   }
   steps_->count(kind);
   return nullptr;

@@ -129,8 +129,9 @@ bool Trainer::run_batches() {
   std::optional<data::DataLoader::Iterator> next;
   if (resident_) resident_->begin_epoch();
   model_looked_at_ = false;
+  agreed_.until = progress_.batch;
   for (;;) {
-    agree();
+    if (progress_.batch >= agreed_.until) agree();
     check_interrupt();
     if (validation_due()) {
       validate_in_fit();
