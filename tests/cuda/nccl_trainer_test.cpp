@@ -176,7 +176,7 @@ Both check_captured(Job job) {
 
 TEST_CASE("cuda: nccl trainer: two ranks train what one does, captured or not, bit for bit") {
   const WithFakeNccl fake;
-  Job job{.options = {.max_epochs = 3}};
+  Job job{.options = {.max_epochs = 2}};
   SECTION("plain") {}
   SECTION("accumulated") { job.options.accumulate_grad_batches = 4; }
   SECTION("clipped by norm") { job.options.gradient_clip_val = 0.1; }
