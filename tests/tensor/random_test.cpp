@@ -74,6 +74,31 @@ TEST_CASE("tensor: the same seed gives the same numbers on any thread count and 
   CHECK(elements(plain) == elements(last));
 }
 
+TEST_CASE("tensor: a weight whose first dimension lies innermost gets the same numbers") {
+  // The first is cut into pieces with a rest, rows of the last two are no whole blocks of words.
+  for (const Shape& shape :
+       {Shape{512, 20, 3, 3}, Shape{6, 36, 3, 3}, Shape{7, 5, 3, 3}, Shape{9, 30}}) {
+    for (const DType dtype : {DType::f32, DType::f64, DType::bf16}) {
+      Shape strides = shape;  // the other dimensions in turn, the second before the first
+      int64_t next = 1;
+      for (const size_t d : {0, 1, 3, 2}) {
+        if (d >= shape.size()) continue;
+        strides[d] = next;
+        next *= shape[d];
+      }
+      const Tensor plain = empty(shape, {dtype});
+      const Tensor upright = empty_strided(shape, strides, {dtype});
+      for (const bool normal : {true, false}) {
+        Generator a(3), b(3);
+        normal ? normal_(plain, 1, 2, a) : uniform_(plain, -1, 1, a);
+        normal ? normal_(upright, 1, 2, b) : uniform_(upright, -1, 1, b);
+        CHECK((elements(plain) == elements(upright)));
+        CHECK(a.offset() == b.offset());
+      }
+    }
+  }
+}
+
 TEST_CASE("tensor: narrow draws take one word an element") {
   constexpr uint64_t kSeed = 0x0123456789abcdef, kOffset = 0xfffffff0;  // a carry within the draw
   for (const int64_t n : {1, 2, 3, 5, 33, 1000, 40001}) {
