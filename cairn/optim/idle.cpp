@@ -57,7 +57,12 @@ void Optimizer::find_idle(Slot& slot, size_t states, bool idles) {
   if (zeros == slot.looked_at && looking_for == slot.looked_for) return;
   slot.looked_at = zeros;
   slot.looked_for = looking_for;
-  slot.idle = zeros_of_all({slot.states, states}, zeros);
+  // Fresh states need not be looked at, which would make the system map their pages.
+  const bool known = states > 0 && slot.untouched_for == slot.versions();
+  slot.idle = known && contains(slot.untouched, zeros, slot.param.numel())
+                  ? zeros
+                  : zeros_of_all({slot.states, states}, zeros);
+  if (known) slot.untouched = slot.idle;  // this step writes the rest
 }
 
 // The same on another device, whose memory cannot be looked at without waiting. What the states
