@@ -48,7 +48,7 @@ class Holding : public HostGroup {
     if (!changed_.wait_until(lock, call.deadline.at(), [&] { return !held_; }))
       throw TimeoutError("holding: was not let go");
   }
-  void failed(const Call&, const std::exception&) noexcept override {}
+  void failed(const Call*, const std::exception&) noexcept override {}
 
   std::mutex mutex_;
   std::condition_variable changed_;

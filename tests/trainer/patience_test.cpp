@@ -137,7 +137,10 @@ TEST_CASE("trainer: a process that ends in prepare_data ends the run") {
     std::map<int, std::string> out;
     dist::LaunchOptions options{.workers = 3, .failure_grace = seconds(20)};
     options.program = {std::string(CAIRN_BIN_DIR) + "/dist_prepare", c.fault};
-    options.on_line = [&](const dist::OutputLine& line) { out[line.rank] += cat(line.text, "\n"); };
+    options.show = [&](const dist::OutputLine& line) {
+      out[line.rank] += cat(line.text, "\n");
+      return "";
+    };
     const dist::LaunchResult result = dist::launch(options);
     const auto moment = [&](int rank, const std::string& what) {
       const size_t at = out[rank].find(what + " at ");
