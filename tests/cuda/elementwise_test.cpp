@@ -35,6 +35,13 @@ double largest_difference(const Tensor& a, const Tensor& b) {
 }
 bool equal(const Tensor& a, const Tensor& b) { return largest_difference(a, b) == 0; }
 
+// The distance from 1 to the next number.
+double rounding(DType dtype) {
+  if (dtype == DType::f64) return 0x1p-52;
+  if (dtype == DType::f32) return 0x1p-23;
+  return dtype == DType::bf16 ? 0x1p-7 : 0x1p-10;
+}
+
 Tensor there(const Tensor& t) { return raw::to(t, t.dtype(), kGpu); }
 
 Tensor randn_of(const Shape& shape, DType dtype, uint64_t seed) {
@@ -199,7 +206,8 @@ TEST_CASE("cuda: dropout drops what the CPU drops") {
         const Tensor on_gpu = there(on_cpu);
         kernels::dropout_apply(kCPU, kernels::Dst{on_cpu, add}, x, params);
         kernels::dropout_apply(kGpu, kernels::Dst{on_gpu, add}, there(x), params);
-        CHECK(equal(on_gpu, on_cpu));
+        // Some of the CPU's targets add in the rounding of the product; all is below 8 here.
+        CHECK(largest_difference(on_gpu, on_cpu) <= (add ? 8 * rounding(dtype) : 0));
       }
     }
 }
