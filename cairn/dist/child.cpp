@@ -158,6 +158,13 @@ void Child::send(int signal) noexcept {
   if (!ended_) kill(-pid_, signal);
 }
 
+bool Child::is_stopped() const noexcept {
+  siginfo_t info{};
+  return !ended_ &&
+         waitid(P_PID, static_cast<id_t>(pid_), &info, WSTOPPED | WNOHANG | WNOWAIT) == 0 &&
+         info.si_pid != 0;
+}
+
 std::optional<ExitStatus> Child::poll() {
   if (ended_) return ended_;
   siginfo_t info{};

@@ -48,6 +48,8 @@ class Child {
 
   // Its status, once it has ended; then nothing of its group is left.
   std::optional<ExitStatus> poll();
+  // Whether it stands still, as after SIGSTOP.
+  bool is_stopped() const noexcept;
   // To its whole group; nothing once it has ended.
   void send(int signal) noexcept;
 

@@ -154,35 +154,6 @@ void set_run(Environment& environment, const LaunchOptions& o, const std::string
 
 }  // namespace
 
-std::string WorkerFailure::reason() const {
-  const std::string who = cat("rank ", rank, " ");
-  if (was_told) return error.empty() ? who + "was ended" : cat(who, "failed: ", error);
-  if (!error.empty()) return cat(who, describe(status), ": ", error);
-  // What the C++ library says of an exception that nobody caught.
-  const bool memory = status.signal == SIGABRT && !last_lines.empty() &&
-                      last_lines.back().find("std::bad_alloc") != std::string::npos;
-  return cat(who, describe(status), memory ? ": out of memory (std::bad_alloc)" : "");
-}
-
-std::string LaunchResult::text() const {
-  if (interrupted_by != 0) return cat("interrupted by ", signal_name(interrupted_by), "\n");
-  std::string out;
-  for (const WorkerFailure& failure : failures) {
-    const bool first = &failure == &failures.front();
-    // The others' ends tell something only where they had errors of their own.
-    if (!first && failure.was_told && failure.error.empty()) continue;
-    out += cat(first                 ? ""
-               : failure.consequence ? "in consequence, "
-                                     : "then ",
-               failure.reason(), "\n");
-    if (!first || failure.last_lines.empty()) continue;
-    out += cat("the last lines of rank ", failure.rank, ":\n");
-    for (const std::string& line : failure.last_lines) out += cat("  ", line, "\n");
-  }
-  if (!output_error.empty()) out += cat(output_error, "\n");
-  return out;
-}
-
 LaunchResult launch(const LaunchOptions& o) {
   check_options(o);
   Environment environment;

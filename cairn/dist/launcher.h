@@ -62,11 +62,21 @@ struct WorkerFailure {
   bool consequence = false;
   // It ended after the launcher had told it to, so that `status` says nothing of its own.
   bool was_told = false;
+  // It stood still (SIGSTOP, a debugger) when the launcher told it to.
+  bool was_stopped = false;
+  // It did not end in time after that, and the launcher killed it.
+  bool was_killed = false;
   std::vector<std::string> last_lines;
 
-  // "rank 1 was killed by signal 9 (SIGKILL), which …", "rank 0 ended with exit status 1: " and its
-  // error.
+  // "rank 1 was killed by signal 9 (SIGKILL), which …", "rank 0 ended with exit status 1: " and the
+  // first line of its error.
   std::string reason() const;
+};
+
+// A worker that had ended with status 0 when others failed, which may be why they did.
+struct EarlyEnd {
+  int rank = 0;
+  double seconds = 0;  // before the first failure
 };
 
 struct LaunchResult {
@@ -77,10 +87,14 @@ struct LaunchResult {
   int interrupted_by = 0;  // SIGINT, SIGTERM, SIGHUP or 0
   // The failure that began it, and then those that followed from it.
   std::vector<WorkerFailure> failures = {};
+  std::vector<EarlyEnd> left_early = {};
   // Why the last lines were given up, or "".
   std::string output_error = {};
-  // What a user is to read: the first failure with its error and last lines, then one line for each
-  // that followed. "" where all went well.
+  // What a user is to read: the first failure's sentence and who had left before it; a line for
+  // each that followed, those alike in one; who had to be ended by force; and last what the first
+  // failure has written and reported besides. Tables that a worker's error ends with are left out
+  // where the worker has written them itself, and those of the others always. "" where all went
+  // well.
   std::string text() const;
 };
 

@@ -167,11 +167,12 @@ void Supervisor::hand_over() {
 }
 
 void Supervisor::look_for_ended() {
+  const Clock::time_point now = Clock::now();
   for (const auto& worker : workers_) {
     if (worker->ended) continue;
     worker->ended = worker->child->poll();
     if (!worker->ended) continue;
-    worker->ended_at = Clock::now();
+    worker->ended_at = now;
     guard_.forget(worker->child->pid());
     worker->out->end();
     worker->err->end();
@@ -185,8 +186,7 @@ void Supervisor::take_signals() {
       interrupted_by_ = signal;
       end_all(signal, options_.interrupt_grace);
     } else {  // asked for twice, or while it ends anyway
-      send(SIGKILL);
-      state_ = State::killed;
+      kill_all();
     }
   }
 }
@@ -206,13 +206,12 @@ void Supervisor::advance() {
       end_all(SIGTERM, options_.failure_grace);
     }
   } else if (state_ == State::ending && next_.expired()) {
-    send(SIGKILL);
-    state_ = State::killed;
-    next_ = Deadline(Clock::time_point::max());
+    kill_all();
   }
 }
 
 void Supervisor::end_all(int signal, Milliseconds grace) {
+  for (const auto& worker : workers_) worker->was_stopped = worker->child->is_stopped();
   send(signal);
   send(SIGCONT);  // one that is stopped could not hear it
   state_ = State::ending;
@@ -224,6 +223,13 @@ void Supervisor::send(int signal) {
   for (const auto& worker : workers_) worker->child->send(signal);
 }
 
+void Supervisor::kill_all() {
+  for (const auto& worker : workers_) worker->was_killed = !worker->ended;
+  send(SIGKILL);
+  state_ = State::killed;
+  next_ = Deadline(Clock::time_point::max());
+}
+
 // How well a failure explains the run's: 0 is a cause, 1 may be one, 2 a consequence.
 int Supervisor::order(const Worker& worker, WorkerFailure& failure) const {
   const auto report = read_failure_report(worker.error_file);
@@ -232,6 +238,18 @@ int Supervisor::order(const Worker& worker, WorkerFailure& failure) const {
   failure.consequence = !before || (report && report->consequence);
   if (failure.consequence) return 2;
   return report || worker.ended->signal != 0 ? 0 : 1;
+}
+
+std::vector<EarlyEnd> Supervisor::left_early(const WorkerFailure& first) const {
+  const auto failed = std::find_if(workers_.begin(), workers_.end(),
+                                   [&](const auto& w) { return w->rank == first.rank; });
+  std::vector<EarlyEnd> out;
+  for (const auto& worker : workers_)
+    if (worker->ended->well() && worker->ended_at <= std::min(told_, (*failed)->ended_at)) {
+      const std::chrono::duration<double> before = (*failed)->ended_at - worker->ended_at;
+      out.push_back({worker->rank, before.count()});
+    }
+  return out;
 }
 
 LaunchResult Supervisor::result() const {
@@ -247,6 +265,8 @@ LaunchResult Supervisor::result() const {
     failure.rank = worker->rank;
     failure.status = *worker->ended;
     failure.was_told = worker->ended_at > told_;
+    failure.was_stopped = worker->was_stopped;
+    failure.was_killed = worker->was_killed;
     failure.last_lines.assign(worker->last.lines().begin(), worker->last.lines().end());
     const int rank_order = order(*worker, failure);
     found.push_back({rank_order, worker->ended_at, std::move(failure)});
@@ -258,6 +278,7 @@ LaunchResult Supervisor::result() const {
   result.interrupted_by = interrupted_by_;
   result.output_error = output_error_;
   for (Found& each : found) result.failures.push_back(std::move(each.failure));
+  if (!result.failures.empty()) result.left_early = left_early(result.failures.front());
   if (interrupted_by_ != 0)
     result.exit_status = 128 + interrupted_by_;
   else if (!result.failures.empty())

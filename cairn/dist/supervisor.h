@@ -57,6 +57,7 @@ class Supervisor {
     std::unique_ptr<WorkerOutput> out, err;
     std::optional<ExitStatus> ended = {};
     Clock::time_point ended_at = {};
+    bool was_stopped = false, was_killed = false;
   };
   enum class State { running, settling, ending, killed };
 
@@ -67,11 +68,13 @@ class Supervisor {
   void advance();
   void end_all(int signal, Milliseconds grace);
   void send(int signal);
+  void kill_all();
   void hand_over();
   bool handed_over() const;
   bool all_ended() const;
   bool any_failed() const;
   int order(const Worker& worker, WorkerFailure& failure) const;
+  std::vector<EarlyEnd> left_early(const WorkerFailure& first) const;
   LaunchResult result() const;
 
   const LaunchOptions& options_;

@@ -143,6 +143,10 @@ void others(const std::string& action) {
     wait(0.05);
     fail_with(CommError("all_reduce #3: rank 1 must answer, got its end"), 0);
   }
+  if (action == "leave_early") {
+    wait(1);
+    fail_with(CommError("all_reduce #3: rank 1 died"), 0);
+  }
   if (action == "grandchild" || action == "stubborn") {
     wait(0.3);
     std::exit(3);
@@ -180,6 +184,7 @@ int main(int argc, char** argv) {
       {"stubborn", stubborn},
       {"grandchild", grandchild},
       {"leave", leave},
+      {"leave_early", [] {}},
   };
   if (who == "all" || who == variable("RANK"))
     actions.at(action)();
