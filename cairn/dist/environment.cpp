@@ -92,6 +92,26 @@ ClusterEnvironment single(const Lookup& lookup) {
   return e;
 }
 
+// Without anybody's mark: torchrun's variables set by hand, or none. Those that are set in part are
+// an error, since several processes that each think they are alone would overwrite each other's
+// files.
+ClusterEnvironment by_hand(const Lookup& lookup) {
+  std::string set, missing;
+  const Variables v(lookup, "environment", "");
+  for (const char* name : {"WORLD_SIZE", "RANK", "LOCAL_RANK"}) {
+    std::string& list = v.has(name) ? set : missing;
+    list += cat(list.empty() ? "" : " and ", name);
+  }
+  if (missing.empty()) return torchelastic(lookup);
+  const Variables half(lookup, "environment",
+                       cat("start the program with torchrun or cairn launch, unset ", set,
+                           ", or set CAIRN_ENVIRONMENT=kubeflow where a Kubeflow job sets them"));
+  // Left over from somewhere, and of one process anyway.
+  const bool alone = !v.has("LOCAL_RANK") && half.number_or("WORLD_SIZE", 1, kMostRanks, 2) == 1;
+  if (!set.empty() && !alone) half.wrong(missing, "set", "nothing");
+  return single(lookup);
+}
+
 constexpr std::array kNames = {"torchelastic", "slurm", "lsf",   "mpi",
                                "kubeflow",     "cairn", "single"};
 
@@ -112,19 +132,14 @@ ClusterEnvironment environment_named(std::string_view name, const Lookup& lookup
 ClusterEnvironment detect_environment() { return detect_environment(process_variables()); }
 
 ClusterEnvironment detect_environment(const Lookup& lookup) {
-  const Variables v(lookup, "environment",
-                    "start the program with torchrun or cairn launch, unset both, or set "
-                    "CAIRN_ENVIRONMENT=kubeflow where a Kubeflow job sets them");
+  const Variables v(lookup, "environment", "");
   if (const auto name = v.find("CAIRN_ENVIRONMENT")) return environment_named(*name, lookup);
   if (v.has(kLaunchVariable)) return cairn(lookup);
   if (v.has("TORCHELASTIC_RUN_ID")) return torchelastic(lookup);
   if (detail::is_slurm(lookup)) return detail::slurm(lookup);
   if (detail::is_lsf(lookup)) return detail::lsf(lookup);
   if (detail::is_mpi(lookup)) return detail::mpi(lookup);
-  if (v.has("LOCAL_RANK") && (v.has("WORLD_SIZE") || v.has("RANK"))) return torchelastic(lookup);
-  // Several processes that each think they are alone would overwrite each other's files.
-  if (v.has("RANK") && v.number("WORLD_SIZE", 1, kMostRanks) > 1) v.text("LOCAL_RANK");
-  return single(lookup);
+  return by_hand(lookup);
 }
 
 void check_layout(const ClusterEnvironment& e, int devices, int num_nodes) {

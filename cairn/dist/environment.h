@@ -32,10 +32,10 @@ struct ClusterEnvironment {
 //                 those of mpirun's daemon
 //   lsf           LSB_JOBID, LSB_DJOB_RANKFILE and JSM_NAMESPACE_SIZE
 //   mpi           OMPI_COMM_WORLD_SIZE (Open MPI) or PMI_SIZE (MPICH and its kin) above 1
-//   torchelastic  LOCAL_RANK and WORLD_SIZE: torchrun's variables set by hand
-//   single        else
-// kubeflow is taken only when it is asked for by name; RANK and a WORLD_SIZE above 1 without any of
-// the above are an Error.
+//   torchelastic  WORLD_SIZE, RANK and LOCAL_RANK: torchrun's variables set by hand
+//   single        none of these three, or a WORLD_SIZE of 1 without LOCAL_RANK
+// Some of these three are an Error that names the others. kubeflow is taken only when it is asked
+// for by name.
 //
 // Ports: MASTER_PORT wherever it is set, but torchrun's own server holds that port, so that Cairn
 // takes the one after it; else 15000 + the last four digits of SLURM's job id; 10000 + LSF's job id

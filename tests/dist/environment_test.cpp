@@ -82,6 +82,8 @@ TEST_CASE("dist: a process that nobody started is alone") {
   CHECK(text(detect({})) == "single 0/1 0/1 0/1 127.0.0.1:0");
   // Left over from somewhere, and of one process anyway.
   CHECK(detect({{"WORLD_SIZE", "1"}, {"RANK", "0"}}).name == "single");
+  CHECK(detect({{"WORLD_SIZE", "1"}}).name == "single");
+  CHECK(detect({{"MASTER_ADDR", "node0"}, {"MASTER_PORT", "29500"}}).name == "single");
 }
 
 TEST_CASE("dist: torchrun's variables") {
@@ -96,6 +98,29 @@ TEST_CASE("dist: torchrun's variables") {
   // By hand.
   CHECK(text(detect({{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}})) ==
         "torchelastic 1/2 1/2 0/1 127.0.0.1:12910");
+}
+
+TEST_CASE("dist: torchrun's variables that are set in part are an error that names the others") {
+  const auto error = [](const std::string& missing, const std::string& set) {
+    return cat("environment: ", missing,
+               " must be set, got nothing; start the program with "
+               "torchrun or cairn launch, unset ",
+               set,
+               ", or set CAIRN_ENVIRONMENT=kubeflow where "
+               "a Kubeflow job sets them");
+  };
+  CHECK_THROWS_WITH(detect({{"WORLD_SIZE", "2"}}), error("RANK and LOCAL_RANK", "WORLD_SIZE"));
+  CHECK_THROWS_WITH(detect({{"RANK", "0"}}), error("WORLD_SIZE and LOCAL_RANK", "RANK"));
+  CHECK_THROWS_WITH(detect({{"LOCAL_RANK", "1"}}), error("WORLD_SIZE and RANK", "LOCAL_RANK"));
+  CHECK_THROWS_WITH(detect({{"WORLD_SIZE", "2"}, {"RANK", "1"}}),
+                    error("LOCAL_RANK", "WORLD_SIZE and RANK"));
+  CHECK_THROWS_WITH(detect({{"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}}),
+                    error("RANK", "WORLD_SIZE and LOCAL_RANK"));
+  CHECK_THROWS_WITH(detect({{"WORLD_SIZE", "two"}}), Contains("got 'two'"));
+  CHECK(detect({{"WORLD_SIZE", "2"}, {"CAIRN_ENVIRONMENT", "single"}}).name == "single");
+  // What tells of several in another way stands above them.
+  CHECK(detect(with(kSlurm, {{"WORLD_SIZE", "8"}})).name == "slurm");
+  CHECK(detect(with(kMpi, {{"WORLD_SIZE", "4"}})).name == "mpi");
 }
 
 TEST_CASE("dist: SLURM's variables") {
