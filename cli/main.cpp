@@ -32,9 +32,11 @@ CLI::App* add_launch(CLI::App& app, cairn::cli::LaunchVerb& verb) {
       ->required();
   launch->footer(
       "Status: 0 when all workers end well; else that of the worker that failed first (128 + n "
-      "after signal n), 130 after Ctrl-C, 143 after SIGTERM, 1 when the run cannot start, 2 for "
-      "mistakes in the command line. Ctrl-C is passed on to the workers, which then have 4 s to "
-      "end; a second one ends them at once.");
+      "after signal n), 130 after Ctrl-C, 143 after SIGTERM, 1 when the run cannot start or what "
+      "workers wrote is lost, as on a full disk, 2 for mistakes in the command line. Where the "
+      "reader of a pipe has gone, as with | head, the run goes on, its status stays that of the "
+      "workers, and a last line tells of it. Ctrl-C is passed on to the workers, which then have "
+      "4 s to end; a second one ends them at once.");
   return launch;
 }
 

@@ -37,7 +37,7 @@ struct LaunchOptions {
   // it was written there), with its line feed; "" for nothing. It must not wait for anything:
   // launch() writes, and looks after the workers whether that is read or not. While nobody reads,
   // the workers wait as at any pipe that is full. One who has gone (`| head`) changes nothing for
-  // them.
+  // them, nor does a full disk; both are told of at the end.
   std::function<std::string(const OutputLine&)> show = {};
 
   // SIGINT and SIGTERM are the launcher's while it runs: the first is passed on to the workers,
@@ -80,15 +80,17 @@ struct EarlyEnd {
 };
 
 struct LaunchResult {
-  // 0; or of the first failure: its status, or 128 + its signal (1 where the launcher had to end it
-  // after its report); 130 after SIGINT, 143 after
-  // SIGTERM, whatever the workers returned.
+  // 0; or 1 where all workers ended well but a file or terminal did not take what they wrote (of a
+  // pipe whose reader has gone or stands still only output_error tells, as of `tee -p`: who reads
+  // may have seen enough); or of the first failure: its status, or 128 + its signal (1 where the
+  // launcher had to end it after its report); 130 after SIGINT, 143 after SIGTERM, whatever the
+  // workers returned.
   int exit_status = 0;
   int interrupted_by = 0;  // SIGINT, SIGTERM, SIGHUP or 0
   // The failure that began it, and then those that followed from it.
   std::vector<WorkerFailure> failures = {};
   std::vector<EarlyEnd> left_early = {};
-  // Why the last lines were given up, or "".
+  // Which lines were lost and why, one sentence a line, or "".
   std::string output_error = {};
   // What a user is to read: the first failure's sentence and who had left before it; a line for
   // each that followed, those alike in one; who had to be ended by force; and last what the first

@@ -69,6 +69,7 @@ bool OutputQueue::write_some() {
     if (wrote < 0 && errno == EINTR) continue;
     if (wrote == 0 || (wrote < 0 && errno == EAGAIN)) break;
     if (wrote < 0) {
+      error_ = errno;
       give_up();
       return true;
     }

@@ -31,6 +31,9 @@ class OutputQueue {
   bool write_some();
   // Lets go of what waits and of all that comes.
   void give_up();
+  // Why a write failed, after which nothing more is written: EPIPE where the reader has gone,
+  // ENOSPC, …; else 0.
+  int error() const { return error_; }
   // Until empty(), at most until the deadline; whether it is.
   bool drain(const Deadline& deadline);
 
@@ -48,6 +51,7 @@ class OutputQueue {
   Way way_ = Way::direct;
   std::string text_;
   size_t out_ = 0;  // bytes of text_ that are written
+  int error_ = 0;
 };
 
 // Whether both are the same file, pipe or terminal.

@@ -156,9 +156,8 @@ void Supervisor::hand_over() {
     while (signal == SIGCHLD) signal = signals_.next();
     if (signal == 0 && !deadline.expired()) continue;
     if (signal == 0)
-      output_error_ =
-          cat("launch: what workers write must be read, got nobody who took any within ",
-              in_words(grace), "; the last lines are lost");
+      output_error_ = cat("what workers write must be read, got nobody who took any within ",
+                          in_words(grace), "; the last lines are lost");
     else if (interrupted_by_ == 0 && !any_failed())
       interrupted_by_ = signal;
     out_.give_up();
@@ -252,6 +251,21 @@ std::vector<EarlyEnd> Supervisor::left_early(const WorkerFailure& first) const {
   return out;
 }
 
+// A reader may go when it has seen enough, but a file must take everything.
+void Supervisor::tell_lost_output(LaunchResult& result) const {
+  result.output_error = output_error_;
+  for (const bool error : {false, true}) {
+    const OutputQueue* const queue = !error ? &out_ : err_ ? &*err_ : nullptr;
+    if (queue == nullptr || queue->error() == 0) continue;
+    const bool gone = queue->error() == EPIPE;
+    if (!gone && result.exit_status == 0) result.exit_status = 1;
+    if (!result.output_error.empty()) result.output_error += '\n';
+    result.output_error +=
+        cat("standard ", error ? "error" : "output", " must take what workers write, got: ",
+            gone ? "its reader has gone" : std::strerror(queue->error()), "; the rest is lost");
+  }
+}
+
 LaunchResult Supervisor::result() const {
   struct Found {
     int order;
@@ -276,7 +290,6 @@ LaunchResult Supervisor::result() const {
   });
   LaunchResult result;
   result.interrupted_by = interrupted_by_;
-  result.output_error = output_error_;
   for (Found& each : found) result.failures.push_back(std::move(each.failure));
   if (!result.failures.empty()) result.left_early = left_early(result.failures.front());
   if (interrupted_by_ != 0)
@@ -284,6 +297,7 @@ LaunchResult Supervisor::result() const {
   else if (!result.failures.empty())
     result.exit_status =
         result.failures.front().was_told ? 1 : result.failures.front().status.shell();
+  tell_lost_output(result);
   return result;
 }
 

@@ -75,6 +75,7 @@ class Supervisor {
   bool any_failed() const;
   int order(const Worker& worker, WorkerFailure& failure) const;
   std::vector<EarlyEnd> left_early(const WorkerFailure& first) const;
+  void tell_lost_output(LaunchResult& result) const;
   LaunchResult result() const;
 
   const LaunchOptions& options_;

@@ -232,6 +232,42 @@ TEST_CASE("dist: a reader that has gone changes nothing for the workers, nor for
   dup2(before.fd(), STDOUT_FILENO);
   CHECK(result.exit_status == 0);
   CHECK(lines == 2 * 501);
+  CHECK(result.text() ==
+        "standard output must take what workers write, got: its reader has gone; the rest "
+        "is lost\n");
+}
+
+TEST_CASE("dist: output that a full disk does not take is told of, and is a failure") {
+  const Socket full(open("/dev/full", O_WRONLY | O_CLOEXEC));
+  REQUIRE(full);
+  std::fflush(stdout);
+  const Socket before(dup(STDOUT_FILENO));
+  const auto launch_into_full = [&](const std::vector<std::string>& program) {
+    dup2(full.fd(), STDOUT_FILENO);
+    const LaunchResult result =
+        launch({.workers = 2, .program = program, .show = [](const OutputLine& line) {
+                  return line.error ? "" : cat(line.text, "\n");
+                }});
+    dup2(before.fd(), STDOUT_FILENO);
+    return result;
+  };
+  const std::string lost =
+      "standard output must take what workers write, got: No space left on device; the "
+      "rest is lost\n";
+  const LaunchResult well = launch_into_full({kWorker, "lines", "all", "5"});
+  CHECK(well.exit_status == 1);
+  CHECK(well.failures.empty());
+  CHECK(well.text() == lost);
+  // A worker's own failure is told first and has its status.
+  const LaunchResult failed =
+      launch_into_full({"/bin/sh", "-c", "echo line; sleep 0.2; exit $((3 * RANK))"});
+  CHECK(failed.exit_status == 3);
+  CHECK(failed.text().rfind("rank 1 ended with exit status 3\n", 0) == 0);
+  CHECK_THAT(failed.text(), Contains("\n" + lost));
+  // Nothing is lost where nothing is written.
+  const LaunchResult silent = launch_into_full({"/bin/sh", "-c", "true"});
+  CHECK(silent.exit_status == 0);
+  CHECK(silent.text().empty());
 }
 
 TEST_CASE("dist: a reader that stands still loses the last lines in the end, and is told of") {
@@ -249,6 +285,6 @@ TEST_CASE("dist: a reader that stands still loses the last lines in the end, and
   CHECK(Clock::now() - start < 10s);
   CHECK(result.exit_status == 0);
   CHECK(result.text() ==
-        "launch: what workers write must be read, got nobody who took any within 200 ms; the last "
+        "what workers write must be read, got nobody who took any within 200 ms; the last "
         "lines are lost\n");
 }
