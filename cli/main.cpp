@@ -10,6 +10,15 @@
 
 namespace {
 
+// Of options that look like the launcher's but are the program's.
+constexpr const char* kProgramHint =
+    "; the program and its arguments come after --, as in: cairn launch --workers 2 -- ls -l";
+
+// Else every host would take itself for the only one.
+std::string complain_of_no_hosts(const std::string& hosts) {
+  return hosts.empty() ? "must be a list of hosts, got nothing; is a variable not set?" : "";
+}
+
 CLI::App* add_launch(CLI::App& app, cairn::cli::LaunchVerb& verb) {
   auto* launch = app.add_subcommand(
       "launch",
@@ -18,10 +27,12 @@ CLI::App* add_launch(CLI::App& app, cairn::cli::LaunchVerb& verb) {
   launch->add_option("--workers", verb.workers, "Workers on this host")
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
-  launch->add_option("--hosts", verb.hosts,
-                     "All hosts of the run, as in node[1-4],other; run the same command on each, "
-                     "with the same CAIRN_SECRET in its environment and its own --rank");
-  launch->add_option("--rank", verb.rank, "Of this host among --hosts, from 0");
+  launch
+      ->add_option("--hosts", verb.hosts,
+                   "All hosts of the run, as in node[1-4],other; run the same command on each, "
+                   "with the same CAIRN_SECRET in its environment and its own --rank")
+      ->check(CLI::Validator(complain_of_no_hosts, ""));
+  launch->add_option("--rank", verb.rank, "Of this host among --hosts, from 0; needed for several");
   launch->add_option("--master-address", verb.master_address,
                      "Of the host of worker 0; else the first of --hosts");
   launch->add_option("--master-port", verb.master_port,
@@ -78,6 +89,10 @@ int main(int argc, char** argv) {
     return verb();
   } catch (const CLI::Success& success) {
     return app.exit(success);  // --help and --version
+  } catch (const CLI::ExtrasError& error) {
+    std::cerr << "cairn: " << error.what() << (app.got_subcommand("launch") ? kProgramHint : "")
+              << "\n";
+    return 2;
   } catch (const CLI::Error& error) {
     std::cerr << "cairn: " << error.what() << "\n";
     return 2;

@@ -2,6 +2,7 @@
 // Invariant: results go to standard output, complaints to standard error.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,8 +24,8 @@ struct CheckOptions {
 
 struct LaunchVerb {
   int workers = 1;
-  std::string hosts;  // as SLURM writes lists; empty: this host alone
-  int rank = 0;       // of this host
+  std::string hosts;        // as SLURM writes lists; empty: this host alone
+  std::optional<int> rank;  // of this host
   std::string master_address;
   int master_port = 0;
   bool prefix = true;

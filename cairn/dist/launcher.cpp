@@ -88,8 +88,11 @@ void check_options(const LaunchOptions& o) {
   check(o.workers >= 1 && o.workers <= kMostWorkers, "launch: workers must be 1 to ", kMostWorkers,
         ", got ", o.workers);
   const int hosts = std::max(1, static_cast<int>(o.hosts.size()));
-  check(o.node_rank >= 0 && o.node_rank < hosts, "launch: rank of this host must be below the ",
-        "number of hosts, ", hosts, ", got ", o.node_rank);
+  check(o.node_rank || hosts == 1, "launch: rank of this host must be given where there are ",
+        hosts, " hosts, got nothing; give each its place in the list, from 0, with --rank");
+  const int rank = o.node_rank.value_or(0);
+  check(rank >= 0 && rank < hosts, "launch: rank of this host must be below the number of hosts, ",
+        hosts, ", got ", rank);
   check(o.master_port >= 0 && o.master_port <= 65535,
         "launch: master port must be 1 to 65535, or 0 for a free one, got ", o.master_port);
   for (const std::string& variable : o.environment)
@@ -133,8 +136,8 @@ void set_run(Environment& environment, const LaunchOptions& o, const std::string
   environment.set(kLaunchVariable, 1);
   environment.set("WORLD_SIZE", hosts * o.workers);
   environment.set("LOCAL_WORLD_SIZE", o.workers);
-  environment.set("GROUP_RANK", o.node_rank);
-  environment.set("NODE_RANK", o.node_rank);
+  environment.set("GROUP_RANK", o.node_rank.value_or(0));
+  environment.set("NODE_RANK", o.node_rank.value_or(0));
   environment.set("GROUP_WORLD_SIZE", hosts);
   environment.set("MASTER_ADDR", address);
   environment.set("MASTER_PORT", port);
@@ -170,7 +173,7 @@ LaunchResult launch(const LaunchOptions& o) {
   const ReportFolder reports;
   Supervisor supervisor(o);
   for (int local = 0; local < o.workers; ++local) {
-    const int rank = o.node_rank * o.workers + local;
+    const int rank = o.node_rank.value_or(0) * o.workers + local;
     Environment own = environment;
     own.set("RANK", rank);
     own.set("LOCAL_RANK", local);

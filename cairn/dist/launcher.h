@@ -27,9 +27,9 @@ struct LaunchOptions {
   // Of several hosts: the same command runs on each, with its own node_rank. Then CAIRN_SECRET must
   // be set to the same value on all. "node[1-4],other" is written out by expand_hosts().
   std::vector<std::string> hosts = {};
-  int node_rank = 0;
-  std::string master_address = {};  // empty: the first host; on one host 127.0.0.1
-  int master_port = 0;              // 0: on one host a free one, on several kHostsPort
+  std::optional<int> node_rank = {};  // must be given where there are several hosts
+  std::string master_address = {};    // empty: the first host; on one host 127.0.0.1
+  int master_port = 0;                // 0: on one host a free one, on several kHostsPort
 
   // More variables of the workers ("NAME=value"); they stand above those of this process.
   std::vector<std::string> environment = {};

@@ -54,7 +54,8 @@ TEST_CASE("cli: mistakes in the command line end with status 2 and one line") {
   for (const char* arguments :
        {"", "dance", "check relu --target mmx", "check --dtype f8", "check --device tpu",
         "check no_such_op", "info extra", "check relu --speed", "check relu --dtype i64", "launch",
-        "launch --workers 0 -- true", "launch --workers x -- true"}) {
+        "launch --workers 0 -- true", "launch --workers x -- true", "launch --hosts '' -- true",
+        "launch --workers 2 ls -l"}) {
     const Outcome r = cairn_program(arguments);
     INFO(arguments << ": " << r.err);
     CHECK(r.status == 2);
@@ -66,6 +67,29 @@ TEST_CASE("cli: mistakes in the command line end with status 2 and one line") {
         "cairn: check: dtype: name must be one of f64 f32 bf16 f16 i64 i32 u8 bool, got 'f8'\n");
   CHECK(cairn_program("check --device tpu").err ==
         "cairn: check: device: name must be cpu, cuda or cuda:N, got 'tpu'\n");
+}
+
+TEST_CASE("cli: launch says where the program's options go, and asks which host this is") {
+  CHECK(cairn_program("launch --workers 2 ls -l").err ==
+        "cairn: The following argument was not expected: -l; the program and its arguments come "
+        "after --, as in: cairn launch --workers 2 -- ls -l\n");
+  CHECK_FALSE(contains(cairn_program("info extra").err, "--"));
+  CHECK(contains(cairn_program("launch --hosts '' --rank 0 -- true").err,
+                 "must be a list of hosts, got nothing; is a variable not set?"));
+  const Outcome r = cairn_program("launch --hosts a,b -- true", "CAIRN_SECRET=x");
+  CHECK(r.status == 1);
+  CHECK(r.err.rfind("cairn: launch: rank of this host must be given where there are 2 hosts", 0) ==
+        0);
+}
+
+TEST_CASE("cli: launch fails where its output is lost on a full disk, and says so") {
+  const std::string command = std::string("'") + CAIRN_BIN_DIR + "/cairn' launch -- echo line";
+  TempFolder folder;
+  const int status = std::system((command + " >/dev/full 2>'" + folder.path("err") + "'").c_str());
+  CHECK(WEXITSTATUS(status) == 1);
+  CHECK(read_bytes(folder.path("err")) ==
+        "cairn launch: standard output must take what workers write, got: No space left on "
+        "device; the rest is lost\n");
 }
 
 TEST_CASE("cli: an unknown operator is answered with the nearest names") {

@@ -282,6 +282,9 @@ TEST_CASE("dist: wrong options are one sentence") {
                     "launch: program must be executable, got '/etc/passwd': Permission denied");
   CHECK_THROWS_WITH(launch({.program = {"true"}, .node_rank = 1}),
                     Contains("rank of this host must be below the number of hosts, 1, got 1"));
+  CHECK_THROWS_WITH(launch({.program = {"true"}, .hosts = {"a", "b"}}),
+                    "launch: rank of this host must be given where there are 2 hosts, got nothing; "
+                    "give each its place in the list, from 0, with --rank");
   CHECK_THROWS_WITH(launch({.program = {"true"}, .master_port = 70000}), Contains("got 70000"));
   CHECK_THROWS_WITH(launch({.program = {"true"}, .environment = {"X"}}),
                     "launch: environment must be NAME=value, got 'X'");
