@@ -11,37 +11,16 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
 #include <thread>
 
 #include "cairn/dist/environment.h"
+#include "cairn/dist/report_folder.h"
 #include "cairn/dist/supervisor.h"
 
 namespace cairn::dist {
 namespace {
 
 constexpr int kMostWorkers = Guard::kMostGroups;
-
-// Where the workers leave their errors.
-class ReportFolder {
- public:
-  ReportFolder() {
-    path_ = (std::filesystem::temp_directory_path() / "cairn-launch-XXXXXX").string();
-    if (mkdtemp(path_.data()) == nullptr)
-      fail("launch: a temporary folder must be there, got: ", std::strerror(errno),
-           "; set TMPDIR to a folder that can be written");
-  }
-  ~ReportFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  ReportFolder(const ReportFolder&) = delete;
-  ReportFolder& operator=(const ReportFolder&) = delete;
-  std::string file(int rank) const { return cat(path_, "/", rank); }
-
- private:
-  std::string path_;
-};
 
 std::string random_hex(size_t bytes) {
   std::vector<unsigned char> random(bytes);

@@ -1,9 +1,16 @@
 // What a user reads at the end of a run that went wrong: the reason first, each thing once.
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <filesystem>
 
 #include "cairn/dist/launcher.h"
 #include "tests/catch.h"
 #include "tests/dist/launcher_process.h"
+#include "tests/temp_folder.h"
 
 using namespace cairn;
 using namespace cairn::dist;
@@ -108,4 +115,37 @@ TEST_CASE("dist: a worker that left with status 0 before others failed is named"
   // Of those that were told to end nothing is said.
   CHECK(launch({.workers = 2, .program = {kWorker, "exit", "1", "3"}}).text() ==
         "rank 1 ended with exit status 3\n");
+}
+
+TEST_CASE(
+    "dist: what a launcher that was killed left in the temporary folder goes at the next run") {
+  const test::TempFolder folder;
+  const char* const before = getenv("TMPDIR");
+  const std::string kept = before != nullptr ? before : "";
+  setenv("TMPDIR", folder.path().c_str(), 1);
+  Launcher killed({"--workers", "1", "--", kWorker, "graceful", "all"});
+  Launcher lives({"--workers", "1", "--", kWorker, "graceful", "all"});
+  REQUIRE(killed.wait_for([&] { return !pids_in(killed.out).empty(); }));
+  REQUIRE(lives.wait_for([&] { return !pids_in(lives.out).empty(); }));
+  kill(killed.pid(), SIGKILL);
+  killed.wait_for_end();
+  const auto run = [] { launch({.program = {"/bin/true"}}); };
+  // Young ones stay: somebody may be about to take them.
+  run();
+  CHECK(folder.files() == 2);
+  std::filesystem::create_directory(folder.path("another"));
+  for (const auto& each : std::filesystem::directory_iterator(folder.path())) {
+    const timespec old[2] = {{1'000'000, 0}, {1'000'000, 0}};
+    REQUIRE(utimensat(AT_FDCWD, each.path().c_str(), old, 0) == 0);
+  }
+  run();
+  CHECK(folder.files() == 2);
+  CHECK(std::filesystem::exists(folder.path("another")));
+  interrupt(lives);
+  CHECK(lives.wait_for_end().shell() == 130);
+  CHECK(folder.files() == 1);
+  if (before != nullptr)
+    setenv("TMPDIR", kept.c_str(), 1);
+  else
+    unsetenv("TMPDIR");
 }
