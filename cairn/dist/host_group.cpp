@@ -25,6 +25,7 @@ struct HostGroup::Task : WorkState {
   void wait() override {
     if (std::exchange(in_place, false)) group.run_in_place(*this);
     std::unique_lock lock(mutex);
+    if (state != State::done) group.check_process();
     // Others' calls may last longer than this one may wait for its turn.
     if (!changed.wait_until(lock, call.deadline.at() + kExplained,
                             [&] { return state != State::queued; })) {

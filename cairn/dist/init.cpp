@@ -9,6 +9,7 @@
 
 #include "cairn/dist/auto_group.h"
 #include "cairn/dist/local_group.h"
+#include "cairn/dist/owner.h"
 #include "cairn/dist/ring_group.h"
 #include "cairn/dist/shm_group.h"
 #include "cairn/dist/socket.h"
@@ -114,7 +115,7 @@ std::shared_ptr<ProcessGroup> init_process_group(const ClusterEnvironment& e,
     // Rank 0 reaches its own store by loopback where that listens everywhere.
     const bool everywhere = store->server() != nullptr && is_wildcard(store->server()->address());
     if (o.address.empty() && everywhere && e.num_nodes > 1) group.address = own_address(e, o);
-    group.store = std::make_shared<RunStore>(std::move(store), o.timeout);
+    group.store = make_owned<RunStore>(std::move(store), o.timeout);
   }
   return make(std::move(group));
 }

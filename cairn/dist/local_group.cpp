@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cairn/dist/host_group.h"
+#include "cairn/dist/owner.h"
 #include "cairn/tensor/raw.h"
 
 namespace cairn::dist {
@@ -20,7 +21,7 @@ class LocalGroup : public HostGroup {
 
   std::shared_ptr<ProcessGroup> subgroup(const std::vector<int>& ranks,
                                          const std::string& name) override {
-    return std::make_shared<LocalGroup>(*sub_options(ranks, name));
+    return make_owned<LocalGroup>(*sub_options(ranks, name));
   }
 
  private:
@@ -35,7 +36,7 @@ class LocalGroup : public HostGroup {
 }  // namespace
 
 std::shared_ptr<ProcessGroup> local_group(GroupOptions options) {
-  return std::make_shared<LocalGroup>(std::move(options));
+  return make_owned<LocalGroup>(std::move(options));
 }
 
 }  // namespace cairn::dist

@@ -238,6 +238,7 @@ Work ProcessGroup::barrier(const CallOptions& options) {
 }
 
 Work ProcessGroup::number_and_submit(Call call, const CallOptions& options) {
+  check_process();
   // Where the backend's layout is not the caller's, it works on copies.
   const bool in_place =
       call.input.defined() && call.output.defined() && call.input.same_as(call.output);
@@ -273,6 +274,7 @@ Work ProcessGroup::number_and_submit(Call call, const CallOptions& options) {
 
 std::optional<GroupOptions> ProcessGroup::sub_options(const std::vector<int>& ranks,
                                                       const std::string& name) const {
+  check_process();
   check(!ranks.empty() && !name.empty(), "subgroup: it must have ranks and a name, got ",
         ranks.size(), " ranks and '", name, "'");
   for (size_t i = 0; i < ranks.size(); ++i) {
@@ -293,6 +295,7 @@ std::optional<GroupOptions> ProcessGroup::sub_options(const std::vector<int>& ra
 }
 
 Tensor ProcessGroup::shared_tensor(int64_t numel, DType dtype) {
+  check_process();
   return zeros({numel}, {dtype, device()});
 }
 

@@ -15,6 +15,7 @@
 
 #include "cairn/dist/call.h"
 #include "cairn/dist/flight_recorder.h"
+#include "cairn/dist/owner.h"
 #include "cairn/dist/store.h"
 #include "cairn/dist/work.h"
 
@@ -71,6 +72,9 @@ struct ReduceOptions : CallOptions {
 //
 // After a failure (time-out, dead peer, mismatch) a group is broken, and every further call throws
 // what broke it.
+//
+// A group belongs to the process that made it. In a child that this forks every call is an Error,
+// and whoever lets go of the group there lets go of nothing.
 class ProcessGroup {
  public:
   virtual ~ProcessGroup() = default;
@@ -154,12 +158,16 @@ class ProcessGroup {
   // is called next, on the same thread. Its tensors are ready, see Call; the deadline is set.
   virtual Work submit(Call call, bool async_op) = 0;
 
+  // Error `process group 'world': it belongs to process 7, got a call in its child 8; …` there.
+  void check_process() const { owner_.check_here("a group", "process group '", name(), "'"); }
+
   FlightRecorder recorder_;
 
  private:
   Call make(CallKind kind, const Tensor& like, const CallOptions& options) const;
   Work number_and_submit(Call call, const CallOptions& options);
 
+  const Owner owner_;
   GroupOptions options_;
   std::mutex order_;  // numbers and queues as one
   std::atomic<uint64_t> next_ = 0;

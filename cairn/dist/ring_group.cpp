@@ -10,6 +10,7 @@
 
 #include "cairn/dist/diagnosis.h"
 #include "cairn/dist/host_group.h"
+#include "cairn/dist/owner.h"
 #include "cairn/dist/ring_runner.h"
 
 namespace cairn::dist {
@@ -158,7 +159,7 @@ void RingGroup::run(const Call& call) {
 }  // namespace
 
 std::shared_ptr<ProcessGroup> ring_group(GroupOptions options) {
-  return std::make_shared<RingGroup>(std::move(options));
+  return make_owned<RingGroup>(std::move(options));
 }
 
 }  // namespace cairn::dist

@@ -3,13 +3,12 @@
 // same way through it, so that their steps match.
 #include "cairn/dist/shm_group.h"
 
-#include <unistd.h>
-
 #include <cstring>
 #include <span>
 #include <utility>
 
 #include "cairn/dist/host_group.h"
+#include "cairn/dist/owner.h"
 #include "cairn/dist/shm_board.h"
 #include "cairn/dist/shm_regions.h"
 #include "cairn/dist/stretches.h"
@@ -52,21 +51,20 @@ class ShmGroup : public HostGroup {
       : HostGroup(std::move(options)),
         board_(checked(this->options()), Deadline(timeout())),
         regions_(std::make_shared<ShmRegions>()),
-        owner_(::getpid()),
         calls_(static_cast<size_t>(size())),
         bases_(static_cast<size_t>(size())),
         parts_(static_cast<size_t>(size())),
         outs_(static_cast<size_t>(size())) {}
 
-  // A child that this process forked has no say in the group.
   ~ShmGroup() override {
     stop();
-    if (::getpid() == owner_) board_.diagnosis().left(executed());
+    board_.diagnosis().left(executed());
   }
 
   std::string_view backend() const override { return "shm"; }
 
   Tensor shared_tensor(int64_t numel, DType dtype) override {
+    check_process();
     check(numel >= 0, "shared_tensor: numel must be at least 0, got ", numel);
     if (numel == 0) return ProcessGroup::shared_tensor(numel, dtype);
     return regions_->make(board_.links(), rank(), size(), numel, dtype, Deadline(timeout()));
@@ -124,7 +122,6 @@ class ShmGroup : public HostGroup {
 
   ShmBoard board_;
   const std::shared_ptr<ShmRegions> regions_;
-  const pid_t owner_;
   // Of the running call.
   int64_t item_ = 1;  // bytes of an element
   int64_t numel_ =
@@ -396,7 +393,7 @@ void ShmGroup::fetch(const Call& call, void* data, int64_t bytes) {
 }  // namespace
 
 std::shared_ptr<ProcessGroup> shm_group(GroupOptions options) {
-  return std::make_shared<ShmGroup>(std::move(options));
+  return make_owned<ShmGroup>(std::move(options));
 }
 
 }  // namespace cairn::dist

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "cairn/dist/auth.h"
+#include "cairn/dist/owner.h"
 #include "cairn/dist/store_wire.h"
 
 namespace cairn::dist {
@@ -84,6 +85,7 @@ class Client : public TcpStore {
     return cat("store: server at ", peer_, " must be there, got the connection's end");
   }
 
+  const Owner owner_;
   const Milliseconds timeout_;
   // Outlives the connection, which is closed before.
   const std::shared_ptr<TcpStoreServer> server_;
@@ -103,6 +105,7 @@ class Client : public TcpStore {
 Client::Answer Client::call(StoreOp op, const std::string& body, Milliseconds longest) {
   check(body.size() <= StoreFrame::kMaxBody, "store: request must have at most ",
         StoreFrame::kMaxBody, " bytes, got ", body.size());
+  owner_.check_here("one", "store: connection to ", peer_);
   const Deadline deadline(longest);
   Reply reply;
   std::unique_lock lock(mutex_);
@@ -132,7 +135,7 @@ Client::Answer Client::call(StoreOp op, const std::string& body, Milliseconds lo
 }
 
 Client::Answer Client::call_briefly(StoreOp op, const std::string& body, Milliseconds timeout) {
-  if (timeout >= own_wait()) return call(op, body);
+  if (timeout >= own_wait() || !owner_.here()) return call(op, body);
   std::unique_lock lock(mutex_);
   if (silent_) timeout = Milliseconds(0);
   lock.unlock();
@@ -339,8 +342,8 @@ std::shared_ptr<TcpStore> tcp_store(TcpStoreOptions options) {
     if (is_wildcard(host)) host = host == "::" ? "::1" : "127.0.0.1";
     options.port = server->port();
   }
-  auto client = std::make_shared<Client>(connect_proven(host, options.port, options, deadline),
-                                         options.timeout, std::move(server));
+  auto client = make_owned<Client>(connect_proven(host, options.port, options, deadline),
+                                   options.timeout, std::move(server));
   if (options.world_size > 0) client->join(options.rank, options.world_size, deadline);
   return client;
 }

@@ -47,7 +47,7 @@ class TcpStoreServer {
 
  private:
   class Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;
 };
 
 struct TcpStoreOptions {

@@ -10,6 +10,7 @@
 
 #include "cairn/dist/doorkeeper.h"
 #include "cairn/dist/join_phase.h"
+#include "cairn/dist/owner.h"
 #include "cairn/dist/store_connection.h"
 #include "cairn/dist/store_waiters.h"
 #include "cairn/dist/tcp_store.h"
@@ -363,7 +364,7 @@ void TcpStoreServer::Impl::times_up() {
 }
 
 TcpStoreServer::TcpStoreServer(TcpServerOptions options)
-    : impl_(std::make_unique<Impl>(std::move(options))) {}
+    : impl_(make_owned<Impl>(std::move(options))) {}
 TcpStoreServer::~TcpStoreServer() = default;
 
 const std::string& TcpStoreServer::address() const { return impl_->endpoint().address; }

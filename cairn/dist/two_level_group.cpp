@@ -9,6 +9,7 @@
 
 #include "cairn/dist/auto_group.h"
 #include "cairn/dist/host_group.h"
+#include "cairn/dist/owner.h"
 #include "cairn/dist/ring_group.h"
 #include "cairn/dist/shm_group.h"
 #include "cairn/tensor/raw.h"
@@ -30,6 +31,7 @@ class TwoLevelGroup : public HostGroup {
   std::string_view backend() const override { return "auto"; }
 
   Tensor shared_tensor(int64_t numel, DType dtype) override {
+    check_process();
     return inside_ ? inside_->shared_tensor(numel, dtype)
                    : ProcessGroup::shared_tensor(numel, dtype);
   }
@@ -222,7 +224,7 @@ void TwoLevelGroup::through_all(const Call& call) {
 }  // namespace
 
 std::shared_ptr<ProcessGroup> two_level_group(GroupOptions options, std::vector<int> hosts) {
-  return std::make_shared<TwoLevelGroup>(std::move(options), std::move(hosts));
+  return make_owned<TwoLevelGroup>(std::move(options), std::move(hosts));
 }
 
 }  // namespace cairn::dist

@@ -11,6 +11,7 @@
 
 #include "cairn/dist/cuda/nccl_comm.h"
 #include "cairn/dist/nccl.h"
+#include "cairn/dist/owner.h"
 #include "cairn/tensor/cuda/graph.h"
 #include "cairn/tensor/cuda/runtime.h"
 #include "cairn/tensor/factory.h"
@@ -129,11 +130,12 @@ class NcclGroup final : public ProcessGroup {
   std::shared_ptr<ProcessGroup> subgroup(const std::vector<int>& ranks,
                                          const std::string& name) override {
     const std::optional<GroupOptions> sub = sub_options(ranks, name);
-    return sub ? std::make_shared<NcclGroup>(*sub, shared_->device) : nullptr;
+    return sub ? make_owned<NcclGroup>(*sub, shared_->device) : nullptr;
   }
 
   void watch(const std::string& what, Milliseconds timeout,
              const std::function<void()>& launch) override {
+    check_process();
     const DeviceGuard guard(shared_->device);
     const cudaStream_t stream = current_stream(shared_->device);
     const std::unique_lock lock(shared_->mutex);
@@ -351,7 +353,7 @@ class NcclGroup final : public ProcessGroup {
 };
 
 std::shared_ptr<ProcessGroup> make(GroupOptions options, Device device) {
-  return std::make_shared<NcclGroup>(std::move(options), device);
+  return make_owned<NcclGroup>(std::move(options), device);
 }
 
 constexpr detail::NcclBackend kBackend{make, why_no_nccl};
