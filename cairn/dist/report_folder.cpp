@@ -52,14 +52,13 @@ void remove_left_ones(const fs::path& parent) {
 }  // namespace
 
 ReportFolder::ReportFolder() {
-  std::error_code none;
-  const fs::path parent = fs::temp_directory_path(none);
-  if (!none) remove_left_ones(parent);
-  path_ = (parent / (kStart + "XXXXXX")).string();
-  if (none || ::mkdtemp(path_.data()) == nullptr)
-    fail("launch: a temporary folder must be there, got: ",
-         none ? none.message() : std::strerror(errno),
-         "; set TMPDIR to a folder that can be written");
+  const char* given = ::getenv("TMPDIR");
+  const std::string parent = given != nullptr && *given != '\0' ? given : "/tmp";
+  remove_left_ones(parent);
+  path_ = cat(parent, "/", kStart, "XXXXXX");
+  if (::mkdtemp(path_.data()) == nullptr)
+    fail("launch: TMPDIR must be a folder that can be written, got '", parent,
+         "': ", std::strerror(errno));
   lock_ = open_folder(path_);
   if (lock_) ::flock(lock_.fd(), LOCK_EX | LOCK_NB);
 }

@@ -111,8 +111,9 @@ Socket accept_from(const Socket& listener);
 
 // Tries the addresses of the host until one answers; while all refuse, tries again until the
 // deadline, since the peer may not listen yet. CommError `connect: host:port must answer within
-// 60 s, got: connection refused`.
-Socket connect_to(const std::string& host, int port, Milliseconds timeout);
+// 60 s, got: connection refused`, with `hint` behind it.
+Socket connect_to(const std::string& host, int port, Milliseconds timeout,
+                  std::string_view hint = {});
 // One try of one address.
 Socket connect_once(const Endpoint& endpoint, const Deadline& deadline);
 

@@ -271,7 +271,7 @@ Socket connect_once(const Endpoint& endpoint, const Deadline& deadline) {
   return socket;
 }
 
-Socket connect_to(const std::string& host, int port, Milliseconds timeout) {
+Socket connect_to(const std::string& host, int port, Milliseconds timeout, std::string_view hint) {
   const Deadline deadline(timeout);
   const std::vector<Endpoint> endpoints = resolve(host, port, deadline);
   Milliseconds pause(5);
@@ -288,7 +288,7 @@ Socket connect_to(const std::string& host, int port, Milliseconds timeout) {
     }
     if (deadline.expired())
       throw CommError(cat("connect: ", host, " port ", port, " must answer within ",
-                          in_words(timeout), ", got: ", got));
+                          in_words(timeout), ", got: ", got, hint));
     std::this_thread::sleep_until(deadline.or_in(pause).at());
     pause = std::min(pause * 2, Milliseconds(200));
   }

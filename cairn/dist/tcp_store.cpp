@@ -302,7 +302,8 @@ Socket connect_proven(const std::string& host, int port, const TcpStoreOptions& 
                       const Deadline& deadline) {
   constexpr Milliseconds kPause{50};
   while (true) {
-    Socket socket = connect_to(host, port, deadline.remaining());
+    Socket socket = connect_to(host, port, deadline.remaining(),
+                               "; the run's store, which rank 0 keeps, must be there");
     try {
       authenticate(socket, Side::client, {options.secret, options.run_id, "store"}, {}, deadline,
                    cat("tcp_store: ", socket.peer()));

@@ -289,3 +289,14 @@ TEST_CASE("dist: wrong options are one sentence") {
   CHECK_THROWS_WITH(launch({.program = {"true"}, .environment = {"X"}}),
                     "launch: environment must be NAME=value, got 'X'");
 }
+
+TEST_CASE("dist: a folder for temporary files that is not there is named by its variable") {
+  const char* given = std::getenv("TMPDIR");
+  const std::string before = given != nullptr ? given : "";
+  setenv("TMPDIR", "/no/such/folder", 1);
+  const std::string error = test::error_text([] { launch({.program = {"true"}}); });
+  given != nullptr ? setenv("TMPDIR", before.c_str(), 1) : unsetenv("TMPDIR");
+  CHECK(error ==
+        "launch: TMPDIR must be a folder that can be written, got '/no/such/folder': No "
+        "such file or directory");
+}

@@ -274,7 +274,8 @@ TEST_CASE("dist: a host that has no address, and one that does not answer") {
   CHECK_THROWS_WITH(tcp_store({.host = "no-such-host.invalid", .port = 29500, .timeout = 2s}),
                     Contains("resolve: host 'no-such-host.invalid' must have an address, got: "));
   CHECK_THROWS_WITH(tcp_store({.port = free_port(), .timeout = 200ms}),
-                    Contains("must answer within 200 ms, got: Connection refused"));
+                    Contains("must answer within 200 ms, got: Connection refused") &&
+                        Contains("; the run's store, which rank 0 keeps, must be there"));
   CHECK(Clock::now() - start < 20s);
 }
 
