@@ -3,6 +3,7 @@
 
 #include <charconv>
 #include <cstring>
+#include <exception>
 #include <thread>
 #include <utility>
 
@@ -71,7 +72,10 @@ void Diagnosis::failed(const Call* call, std::string_view text) noexcept {
 void Diagnosis::left(uint64_t calls) noexcept {
   if (std::exchange(ended_, true) || size_ == 1) return;
   try {
-    tell(key("end", rank_), cat(kLeft, calls));
+    const bool failing = std::uncaught_exceptions() > 0;
+    tell(key("end", rank_), failing ? cat(kFailed, name(rank_), " failed with an exception after ",
+                                          calls, " collectives")
+                                    : cat(kLeft, calls));
   } catch (...) {
   }
 }

@@ -35,7 +35,8 @@ class Diagnosis {
   // Leaves word that this rank failed, in this call or (null) between two; `text` is its own error.
   // The first word of an end stands.
   void failed(const Call* call, std::string_view text) noexcept;
-  // Leaves word of an orderly end after so many collectives.
+  // Leaves word of the end after so many collectives: an orderly one, or a failure where an
+  // exception is on its way.
   void left(uint64_t calls) noexcept;
   // Whether `peer` said that it is past this call: at an orderly end, or in trouble with a later
   // one. What it owed to this call is then on the way.

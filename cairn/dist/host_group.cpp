@@ -96,9 +96,28 @@ Work HostGroup::submit(Call call, bool async_op) {
 
 void HostGroup::run_in_place(Task& task) noexcept {
   execute(task);
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  rest(lock);
+}
+
+// What busy_ was set for is done.
+void HostGroup::rest(std::unique_lock<std::mutex>& lock) noexcept {
+  if (aborted_ && !broken_) {
+    lock.unlock();
+    give_up(nullptr, CommError(*aborted_));
+    lock.lock();
+  }
   busy_ = false;
   changed_.notify_all();
+}
+
+void HostGroup::abort(const std::string& why) noexcept {
+  if (size() == 1 || !in_its_process()) return;
+  std::unique_lock lock(mutex_);
+  if (aborted_) return;
+  aborted_ = why;
+  if (std::exchange(busy_, true)) return;
+  rest(lock);
 }
 
 void HostGroup::work_off() {
@@ -112,8 +131,7 @@ void HostGroup::work_off() {
     lock.unlock();
     execute(*task);
     lock.lock();
-    busy_ = false;
-    changed_.notify_all();
+    rest(lock);
   }
 }
 
@@ -121,6 +139,7 @@ void HostGroup::give_up(const Call* call, const std::exception& error) noexcept 
   if (broken_) return;
   failed(call, error);
   broken_ = std::make_exception_ptr(CommError(error.what()));
+  note_failure();
 }
 
 TimeoutError HostGroup::no_turn(const Call& call) const {
@@ -153,6 +172,7 @@ void HostGroup::execute(Task& task) noexcept {
     broken_ = std::current_exception();
     if (dynamic_cast<const TimeoutError*>(&error) != nullptr && !task.error)
       broken_ = std::make_exception_ptr(with_table(error.what()));
+    note_failure();
   }
   task.finish(broken_);
 }

@@ -8,6 +8,8 @@
 #include <deque>
 #include <exception>
 #include <memory>
+#include <optional>
+#include <string>
 #include <thread>
 
 #include "cairn/dist/process_group.h"
@@ -20,6 +22,8 @@ class HostGroup : public ProcessGroup {
   // and fails there. Null: between two calls, so that others who wait in the next one, or ask for
   // it later, hear why this rank will not come. No call may be running.
   void give_up(const Call* call, const std::exception& error) noexcept;
+  // Between two calls: after one that runs.
+  void abort(const std::string& why) noexcept override;
 
  protected:
   explicit HostGroup(GroupOptions options) : ProcessGroup(std::move(options)) {}
@@ -43,6 +47,7 @@ class HostGroup : public ProcessGroup {
   Work submit(Call call, bool async_op) final;
   void run_in_place(Task& task) noexcept;
   void execute(Task& task) noexcept;
+  void rest(std::unique_lock<std::mutex>& lock) noexcept;
   // Of a call that was given up before it ran.
   TimeoutError no_turn(const Call& call) const;
   TimeoutError with_table(const std::string& sentence) const;
@@ -51,7 +56,8 @@ class HostGroup : public ProcessGroup {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::shared_ptr<Task>> queue_;
-  bool busy_ = false;  // a call runs, on the thread or in place
+  bool busy_ = false;                   // a call runs, on the thread or in place
+  std::optional<std::string> aborted_;  // why
   bool stopping_ = false;
   std::atomic<uint64_t> executed_ = 0;
   std::exception_ptr broken_;

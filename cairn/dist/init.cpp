@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <exception>
 #include <thread>
 #include <utility>
@@ -48,15 +49,18 @@ class RunStore : public ForwardingStore {
     if (tcp_->server() == nullptr) return;
     // Each rank has one connection; a dead one's has ended.
     constexpr Milliseconds kFailing{1000}, kLook{5};
-    const Deadline deadline(std::uncaught_exceptions() > 0 ? std::min(kFailing, timeout_)
-                                                           : timeout_);
+    const bool failing = failed_ || std::uncaught_exceptions() > 0;
+    const Deadline deadline(failing ? std::min(kFailing, timeout_) : timeout_);
     while (tcp_->server()->connections() > 1 && !deadline.expired())
       std::this_thread::sleep_for(kLook);
   }
 
+  void note_failure() noexcept override { failed_ = true; }
+
  private:
   const std::shared_ptr<TcpStore> tcp_;
   const Milliseconds timeout_;
+  std::atomic<bool> failed_ = false;
 };
 
 // The master address as rank 0 listens on it and as other hosts reach it. Many systems let a host's

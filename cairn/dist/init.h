@@ -25,9 +25,10 @@ struct InitOptions {
 };
 
 // Rank 0 holds the store; when it lets go of the group it waits, as long as the time-out at most
-// (1 s while an exception is on its way), for the other ranks to let go of theirs, since they may
-// still want to leave or read word there. Error for wrong options; CommError where the ranks do not
-// meet: `tcp_store: all ranks must join within 60 s, got 3/4 joined, missing [2]`.
+// (1 s where a group has failed or an exception is on its way), for the other ranks to let go of
+// theirs, since they may still want to leave or read word there. Error for wrong options; CommError
+// where the ranks do not meet: `tcp_store: all ranks must join within 60 s, got 3/4 joined, missing
+// [2]`.
 std::shared_ptr<ProcessGroup> init_process_group(const ClusterEnvironment& environment,
                                                  const InitOptions& options = {});
 

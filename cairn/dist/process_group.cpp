@@ -303,6 +303,4 @@ void ProcessGroup::watch(const std::string&, Milliseconds, const std::function<v
   launch();
 }
 
-void ProcessGroup::abort(const std::string&) noexcept {}
-
 }  // namespace cairn::dist

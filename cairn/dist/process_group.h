@@ -126,9 +126,10 @@ class ProcessGroup {
   virtual void watch(const std::string& what, Milliseconds timeout,
                      const std::function<void()>& launch);
   // For a rank that failed and waits for nobody any more: what waits on the device ends, and
-  // further calls throw CommError with `why`, here and soon on the others. Returns at once. Calls
-  // of groups of the CPU wait on the threads that made them, so there this does nothing.
-  virtual void abort(const std::string& why) noexcept;
+  // further calls throw CommError with `why`, here and soon on the others, of which those that wait
+  // hear it at once. Does not wait for calls that run; on the CPU they still come to their ends.
+  // A group of one on the CPU has nobody to tell, and stays whole.
+  virtual void abort(const std::string& why) noexcept = 0;
 
   // A tensor [numel] of zeros in memory that the other ranks of this host can reach, so that an
   // all_reduce of it, or of a part, copies nothing; plain memory where the backend has no such. All
@@ -160,6 +161,12 @@ class ProcessGroup {
 
   // Error `process group 'world': it belongs to process 7, got a call in its child 8; …` there.
   void check_process() const { owner_.check_here("a group", "process group '", name(), "'"); }
+
+  bool in_its_process() const { return owner_.here(); }
+  // To be called when the group breaks.
+  void note_failure() noexcept {
+    if (options_.store != nullptr) options_.store->note_failure();
+  }
 
   FlightRecorder recorder_;
 

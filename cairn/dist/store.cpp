@@ -102,6 +102,7 @@ class PrefixStore : public Store {
   }
   bool delete_key(std::string_view key) override { return store_->delete_key(full(key)); }
   int64_t num_keys() override { return store_->num_keys(); }
+  void note_failure() noexcept override { store_->note_failure(); }
 
  private:
   std::string full(std::string_view key) const {

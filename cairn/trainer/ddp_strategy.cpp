@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "cairn/autograd/engine.h"
-#include "cairn/dist/host_group.h"
 #include "cairn/dist/init.h"
 #include "cairn/dist/nccl.h"
 #include "cairn/dist/sync_batch_norm.h"
@@ -186,8 +185,7 @@ void DDPStrategy::once_per_host(const std::function<void()>& action) {
     try {
       action();
     } catch (const std::exception& error) {
-      auto* group = dynamic_cast<dist::HostGroup*>(group_.get());
-      if (group != nullptr && world_size() > 1) group->give_up(nullptr, error);
+      group_->abort(error.what());
       throw;
     }
   }
@@ -214,8 +212,9 @@ void DDPStrategy::launch(CapturedGraph& steps, int64_t count) {
 
 void DDPStrategy::on_exception(const std::exception& error) {
   failed_ = true;
-  // What this process gave to its GPU may wait there for processes that never come.
-  if (device_group_ != nullptr) device_group_->abort(error.what());
+  // Others may wait for this process, and so may what it gave to its GPU for theirs.
+  for (const auto& group : {group_, device_group_})
+    if (group != nullptr) group->abort(error.what());
   ddp_.reset();
 }
 

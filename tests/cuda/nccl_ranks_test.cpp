@@ -32,6 +32,7 @@ class OnGpu final : public ProcessGroup {
   std::shared_ptr<ProcessGroup> subgroup(const std::vector<int>&, const std::string&) override {
     return nullptr;
   }
+  void abort(const std::string& why) noexcept override { inner_->abort(why); }
 
  private:
   struct Back : WorkState {

@@ -177,6 +177,8 @@ TEST_CASE("dist: the error of one rank stands before what the others suffer from
     CHECK_THAT(text, Contains("\nin consequence, rank 2 ") || Contains("\nrank 2 likewise\n") ||
                          Contains("\nrank 0 likewise\n"));
     check_heard(run, 3, 1, kSmall);
+    for (const int rank : {0, 2})
+      CHECK_THAT(run.error(rank), Contains("rank 1 failed with an exception after 20 collectives"));
   }
 }
 

@@ -114,6 +114,29 @@ TEST_CASE("dist: rank 0 keeps the store until the others have left") {
   CHECK(Clock::now() - start < std::chrono::seconds(2));
 }
 
+// Whether the last call timed out or rank 0 gave the group up, outside of any exception.
+TEST_CASE("dist: rank 0 does not wait long for the others behind a failure") {
+  for (const char* backend : {"ring", "shm"})
+    for (const bool aborts : {false, true}) {
+      const int port = free_port();
+      std::promise<void> over;
+      std::thread second([&] {
+        const auto group = init_process_group(environment(1, 2, port), {.backend = backend});
+        over.get_future().wait();
+      });
+      auto group = init_process_group(environment(0, 2, port), {.backend = backend});
+      if (aborts)
+        group->abort("bad image 7");
+      else
+        CHECK_THROWS_AS(group->barrier({.timeout = Milliseconds(100)}), TimeoutError);
+      const auto start = Clock::now();
+      group.reset();
+      CHECK(Clock::now() - start < std::chrono::seconds(20));  // of a time-out of 60 s
+      over.set_value();
+      second.join();
+    }
+}
+
 namespace {
 
 LaunchResult launch_worker(const std::vector<std::string>& arguments, int workers,

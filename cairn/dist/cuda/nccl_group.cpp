@@ -151,6 +151,7 @@ class NcclGroup final : public ProcessGroup {
   }
 
   void abort(const std::string& why) noexcept override {
+    if (!in_its_process()) return;
     const std::lock_guard lock(shared_->mutex);
     const std::string text =
         cat("group '", name(), "': rank ", rank(), " of ", size(), " gave it up: ", why);
@@ -259,6 +260,7 @@ class NcclGroup final : public ProcessGroup {
   void break_with(uint64_t ticket, std::exception_ptr error) {
     recorder_.ended(ticket, false);
     if (!shared_->broken) shared_->broken = std::move(error);
+    note_failure();
     shared_->changed.notify_all();
   }
 

@@ -47,6 +47,7 @@ void say_error(const Action& action) {
   say_error([&] { group->all_reduce(full({3}, 100.0)); });
   say_error([&] { group->options().store->set("word", "of the child"); });
   say_error([&] { group->subgroup({group->rank()}, "alone"); });
+  group->abort("of the child");
   group.reset();
   std::exit(0);
 }
