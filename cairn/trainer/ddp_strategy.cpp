@@ -131,21 +131,32 @@ std::string DDPStrategy::broadcast(std::string text) {
 
 // All send as much as the one with the longest.
 std::vector<std::string> DDPStrategy::all_gather(std::string text) {
+  std::vector<size_t> sizes;
+  std::string size(sizeof(size_t), '\0');
+  const size_t own = text.size();
+  std::memcpy(size.data(), &own, sizeof own);
+  for (const std::string& its : all_gather_equal(std::move(size)))
+    std::memcpy(&sizes.emplace_back(), its.data(), sizeof(size_t));
+  text.resize(*std::max_element(sizes.begin(), sizes.end()));
+  std::vector<std::string> texts = all_gather_equal(std::move(text));
+  for (size_t r = 0; r < texts.size(); ++r) texts[r].resize(sizes[r]);
+  return texts;
+}
+
+std::vector<std::string> DDPStrategy::all_gather_equal(std::string text) {
   if (failed_ || world_size() == 1) return {std::move(text)};
   const int64_t ranks = world_size();
-  const Tensor sizes = empty({ranks}, {DType::i64});
-  group_->all_gather(sizes, full({1}, static_cast<double>(text.size()), {DType::i64}));
-  const auto* size = sizes.data<int64_t>();
-  const int64_t longest = *std::max_element(size, size + ranks);
-  const Tensor mine = zeros({longest}, {DType::u8}), all = empty({ranks * longest}, {DType::u8});
-  if (longest > 0) {
+  const auto size = static_cast<int64_t>(text.size());
+  const Tensor mine = empty({size}, {DType::u8}), all = empty({ranks * size}, {DType::u8});
+  if (size > 0) {
     std::memcpy(mine.raw_data(), text.data(), text.size());
+    const auto start = Clock::now();
     group_->all_gather(all, mine);
+    seconds_waited_ += seconds_since(start);
   }
   const auto* bytes = static_cast<const char*>(all.raw_data());
   std::vector<std::string> texts;
-  for (int64_t r = 0; r < ranks; ++r)
-    texts.emplace_back(bytes + r * longest, static_cast<size_t>(size[r]));
+  for (int64_t r = 0; r < ranks; ++r) texts.emplace_back(bytes + r * size, text.size());
   return texts;
 }
 

@@ -56,6 +56,7 @@ class DDPStrategy : public Strategy {
   void reduce(std::span<double> values, Reduce how) override;
   std::string broadcast(std::string text) override;
   std::vector<std::string> all_gather(std::string text) override;
+  std::vector<std::string> all_gather_equal(std::string text) override;
   void barrier() override;
   void patient_barrier() override;
   void on_rank_zero(const std::function<void()>& action) override;

@@ -8,28 +8,15 @@
 
 #include "cairn/kernels/feed.h"
 #include "cairn/tensor/raw.h"
+#include "cairn/trainer/joined_value.h"
 #include "cairn/trainer/strategy.h"
 
 namespace cairn::trainer {
 namespace {
 
-const char* name_of_reduce(Reduce r) {
-  switch (r) {
-    case Reduce::mean:
-      return "mean";
-    case Reduce::sum:
-      return "sum";
-    case Reduce::min:
-      return "min";
-    case Reduce::max:
-      return "max";
-  }
-  return "mean";
-}
-
 Reduce parse_reduce(const std::string& text) {
   for (Reduce r : {Reduce::mean, Reduce::sum, Reduce::min, Reduce::max})
-    if (text == name_of_reduce(r)) return r;
+    if (text == name_of(r)) return r;
   fail("metrics: reduce_fx must be mean, sum, min or max, got ", text);
 }
 
@@ -47,12 +34,6 @@ kernels::Running running_of(Reduce r) {
   return kernels::Running::weighted_sum;
 }
 
-// Of two values, for min and max. NaN stays.
-double extreme(Reduce r, double a, double b) {
-  if (std::isnan(b)) return b;
-  return r == Reduce::min ? std::min(a, b) : std::max(a, b);
-}
-
 // What changes no value it is combined with.
 double start_of(Reduce r) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -60,6 +41,25 @@ double start_of(Reduce r) {
 }
 
 }  // namespace
+
+const char* name_of(Reduce how) {
+  switch (how) {
+    case Reduce::mean:
+      return "mean";
+    case Reduce::sum:
+      return "sum";
+    case Reduce::min:
+      return "min";
+    case Reduce::max:
+      return "max";
+  }
+  return "mean";
+}
+
+double extreme(Reduce how, double a, double b) {
+  if (std::isnan(b)) return b;
+  return how == Reduce::min ? std::min(a, b) : std::max(a, b);
+}
 
 struct MetricStore::Entry {
   std::string name;
@@ -166,7 +166,7 @@ void MetricStore::log_joined(Entry& entry, const T& value, bool on_epoch,
     add(entry, number,
         static_cast<double>(options.batch_size.value_or(std::max<int64_t>(context.batch_size, 1))));
   entry.fresh = true;
-  set_last(entry, LazyScalar(strategy->reduce(number, entry.reduce)));
+  set_last(entry, LazyScalar(joined_value(*strategy, entry.name, entry.reduce, number)));
 }
 
 void MetricStore::set_last(Entry& entry, const LazyScalar& value) {
@@ -300,7 +300,7 @@ Metrics MetricStore::step_metrics(bool evaluating) {
 
 // What checkpoints and other processes are told of an entry.
 State MetricStore::tell(const Entry& e) {
-  return {{"name", e.name},       {"hook", e.hook},         {"reduce", name_of_reduce(e.reduce)},
+  return {{"name", e.name},       {"hook", e.hook},         {"reduce", name_of(e.reduce)},
           {"on_step", e.on_step}, {"prog_bar", e.prog_bar}, {"logger", e.logger},
           {"total", e.total},     {"weight", e.weight}};
 }
@@ -352,8 +352,8 @@ void MetricStore::join_ranks(bool evaluating) {
       Entry& e = same_entry(one, evaluating);
       if (!e.sync_dist) continue;  // this process keeps its own
       const std::string& how = require(one, "reduce", "metrics").as_text();
-      check(how == name_of_reduce(e.reduce), "log: reduce_fx of '", e.name,
-            "' must be the same on all processes, got ", name_of_reduce(e.reduce), " and ", how);
+      check(how == name_of(e.reduce), "log: reduce_fx of '", e.name,
+            "' must be the same on all processes, got ", name_of(e.reduce), " and ", how);
       const double total = require(one, "total", "metrics").as_double();
       const double weight = require(one, "weight", "metrics").as_double();
       if (weight == 0) continue;

@@ -20,6 +20,10 @@ namespace cairn::trainer {
 
 // How the values of an epoch's batches become one. mean weighs them by batch size.
 enum class Reduce : uint8_t { mean, sum, min, max };
+// "mean", ...
+const char* name_of(Reduce how);
+// Of two values, for min and max. NaN stays.
+double extreme(Reduce how, double a, double b);
 
 struct LogOptions {
   std::optional<bool> on_step = {};   // absent: by the hook (training batches yes, else no)
@@ -30,7 +34,8 @@ struct LogOptions {
   // With several processes: the value becomes that of all. An epoch's is joined at its end, of
   // whatever each process saw: in evaluations some may have fewer batches, or none, and then also
   // lack the name; a mean weighs all batches. A step's weighs the processes alike and waits for
-  // them, so that all must log it equally often.
+  // them, so that all must log it equally often and among their other such values at the same
+  // place; another name or reduce_fx there is an Error on all.
   bool sync_dist = false;
   std::optional<int64_t> batch_size = {};  // weight in the mean; absent: the batch's own
 };

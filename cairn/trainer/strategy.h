@@ -52,6 +52,8 @@ class Strategy {
   virtual std::string broadcast(std::string text) { return text; }
   // The texts of all, by rank. After on_exception() only this process's own.
   virtual std::vector<std::string> all_gather(std::string text) { return {std::move(text)}; }
+  // The same by one exchange, for texts that are equally long on all processes.
+  virtual std::vector<std::string> all_gather_equal(std::string text) { return {std::move(text)}; }
   virtual void barrier() {}
   // The same where some have more to do before it than others: they are waited for longer than
   // other calls wait.

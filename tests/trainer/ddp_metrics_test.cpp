@@ -1,6 +1,7 @@
 // Metrics of several processes that saw unequal parts of the data, or logged unequal names.
 #include <atomic>
 #include <filesystem>
+#include <limits>
 #include <thread>
 
 #include "cairn/trainer/callbacks/early_stopping.h"
@@ -191,6 +192,62 @@ TEST_CASE("trainer: a name that one process alone logs becomes one of all") {
         "log: reduce_fx of 'x' must be the same on all processes, got mean and sum");
   CHECK(mixed[1].error ==
         "log: reduce_fx of 'x' must be the same on all processes, got sum and mean");
+}
+
+TEST_CASE("trainer: step values of other names or reductions on some processes are refused") {
+  const OneThread one_thread;
+  struct Logged {
+    std::string name;
+    Reduce how = Reduce::mean;
+  };
+  const auto errors = [](std::vector<Logged> first, std::vector<Logged> second) {
+    const auto ended = fit_logging([&](Logging& model, TrainerOptions&) {
+      model.in_training = [&](Logging& m, const Tensor& loss) {
+        for (const Logged& l : m.trainer().global_rank() == 0 ? first : second)
+          m.log(l.name, loss, {.reduce_fx = l.how, .sync_dist = true});
+      };
+    });
+    return std::pair(ended[0].error, ended[1].error);
+  };
+  const auto both = [](const std::string& got) {
+    const std::string text = "log: all processes must log the same with sync_dist, got " + got;
+    return std::pair(text, text);
+  };
+  CHECK(errors({{"alpha"}}, {{"beta"}}) ==
+        both("'alpha' (mean) on rank 0 and 'beta' (mean) on rank 1"));
+  CHECK(errors({{"a"}, {"b"}}, {{"b"}, {"a"}}) ==
+        both("'a' (mean) on rank 0 and 'b' (mean) on rank 1"));
+  CHECK(errors({{"a", Reduce::sum}}, {{"a", Reduce::max}}) ==
+        both("'a' (sum) on rank 0 and 'a' (max) on rank 1"));
+  CHECK(errors({{"a"}, {"b", Reduce::min}}, {{"a"}, {"b", Reduce::min}}) ==
+        std::pair<std::string, std::string>("no error", "no error"));
+  // Rank 1 is in a gradient's all_reduce already.
+  const auto [waits, other] = errors({{"a"}, {"b"}}, {{"a"}});
+  CHECK_THAT(waits, Catch::Matchers::StartsWith("log('b') with sync_dist: "));
+  CHECK_THAT(waits, Contains("ranks must ask for the same"));
+  CHECK_THAT(other, Contains("ranks must ask for the same"));
+}
+
+TEST_CASE("trainer: step values of all processes are joined by their reduction") {
+  const OneThread one_thread;
+  const auto ended = fit_logging([](Logging& model, TrainerOptions&) {
+    model.in_training = [](Logging& m, const Tensor&) {
+      const double mine = m.trainer().global_rank() == 0 ? 2.5 : -1;
+      for (const Reduce how : {Reduce::mean, Reduce::sum, Reduce::min, Reduce::max})
+        m.log(name_of(how), mine, {.reduce_fx = how, .sync_dist = true});
+      const double nan = std::numeric_limits<double>::quiet_NaN();
+      m.log("nan", m.trainer().global_rank() == 0 ? nan : 1,
+            {.reduce_fx = Reduce::max, .sync_dist = true});
+    };
+  });
+  for (const Ended& rank : ended) {
+    REQUIRE(rank.error == "no error");
+    CHECK(rank.metrics.at("mean") == 0.75);
+    CHECK(rank.metrics.at("sum") == 1.5);
+    CHECK(rank.metrics.at("min") == -1);
+    CHECK(rank.metrics.at("max") == 2.5);
+    CHECK(std::isnan(rank.metrics.at("nan")));
+  }
 }
 
 TEST_CASE("trainer: training batches on some processes alone are refused") {
