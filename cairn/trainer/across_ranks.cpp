@@ -79,10 +79,10 @@ data::DataLoader* Trainer::share(data::DataLoader* loader, bool training) {
   return shared.get();
 }
 
-void Trainer::warn_of_local_metrics() {
+void Trainer::warn_of_local_metrics(bool evaluating) {
   if (world_size() == 1 || !is_global_zero()) return;
   std::string names;
-  for (const std::string& name : metrics_.local_names(true))
+  for (const std::string& name : metrics_.local_names(evaluating))
     names += cat(names.empty() ? "" : ", ", name);
   if (!names.empty())
     warn(cat("log: without sync_dist these are of process 0 alone, which sees 1 of ", world_size(),

@@ -138,7 +138,7 @@ void Trainer::evaluate(const Evaluation& kind, data::DataLoader* loader, const B
   if (!sanity_checking()) {
     emit(result_);
     save_loggers();
-    warn_of_local_metrics();
+    warn_of_local_metrics(true);
   }
   if (stage_ == Stage::fit) progress_.validated_at = progress_.total_batches;
   call(kind.names.end, kind.end.callback, kind.end.module);

@@ -347,6 +347,7 @@ void Trainer::end_epoch(bool complete) {
   // An epoch that max_steps cut short may be resumed: its row is no part of the checkpoint's log.
   if (!complete) emit(metrics_.epoch_metrics(false));
   save_loggers();
+  warn_of_local_metrics(false);
   count_time();
   if (!complete) return;
   ++progress_.epoch;

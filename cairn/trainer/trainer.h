@@ -183,7 +183,7 @@ class Trainer {
   Batches count_batches(int64_t own);
   void check_equal_batches();
   data::DataLoader* share(data::DataLoader* loader, bool training);
-  void warn_of_local_metrics();
+  void warn_of_local_metrics(bool evaluating);
   void note_stragglers();
 
   // fit_loop.cpp

@@ -9,6 +9,7 @@
 #include "cairn/nn/norm.h"
 #include "cairn/trainer/callbacks/early_stopping.h"
 #include "cairn/trainer/callbacks/model_checkpoint.h"
+#include "cairn/trainer/callbacks/progress_bar.h"
 #include "cairn/trainer/loggers/csv_logger.h"
 #include "tests/catch.h"
 #include "tests/trainer/ranks.h"
@@ -46,9 +47,32 @@ TEST_CASE("trainer: metrics of one process are told of, once") {
   const auto two = Job{.options = quiet({.max_epochs = 2}), .sync = false}.run(2);
   CHECK(two[0].warnings == std::vector<std::string>{
                                "log: without sync_dist these are of process 0 alone, which sees 1 "
-                               "of 2 parts of the data: val_loss, largest, batches"});
+                               "of 2 parts of the data: val_loss, largest, batches",
+                               "log: without sync_dist these are of process 0 alone, which sees 1 "
+                               "of 2 parts of the data: loss"});
   CHECK(two[1].warnings.empty());
   CHECK(two[0].metrics.at("batches") == 3);
+}
+
+TEST_CASE("trainer: the progress bar shows the samples of all processes") {
+  const OneThread one_thread;
+  std::FILE* file = std::tmpfile();
+  Job job{.options = quiet({.max_epochs = 1})};
+  job.options.enable_progress_bar = true;
+  job.options.callbacks = {trainer::ProgressBar({.stream = file, .terminal = false})};
+  job.run(2);
+  std::string text(static_cast<size_t>(std::ftell(file)), '\0');
+  std::rewind(file);
+  REQUIRE(std::fread(text.data(), 1, text.size(), file) == text.size());
+  std::fclose(file);
+  INFO(text);
+  const size_t batches = text.rfind(" it/s"), samples = text.rfind(" samples/s");
+  REQUIRE(samples != std::string::npos);
+  REQUIRE(batches < samples);
+  const auto number_before = [&](size_t end) {
+    return std::stod(text.substr(text.rfind(' ', end - 1) + 1, end));
+  };
+  CHECK(number_before(samples) / number_before(batches) == Approx(8).epsilon(0.1));  // 4 each
 }
 
 TEST_CASE("trainer: all processes stop together") {

@@ -146,7 +146,7 @@ void ProgressBar::on_train_epoch_start(Trainer& trainer, TrainingModule&) { begi
 void ProgressBar::on_train_batch_end(Trainer& trainer, TrainingModule&, const Tensor&,
                                      const Batch& batch, int64_t batch_idx) {
   ++train_.batches;
-  train_.samples += batch.size();
+  train_.samples += batch.size() * trainer.world_size();
   if (due()) show_training(trainer, batch_idx + 1);
 }
 
@@ -173,7 +173,7 @@ void ProgressBar::start_evaluation(Trainer& trainer, const char* what) {
 void ProgressBar::count_evaluation(Trainer& trainer, const char* what, const Batch& batch,
                                    int64_t batch_idx) {
   ++evaluation_.batches;
-  evaluation_.samples += batch.size();
+  evaluation_.samples += batch.size() * trainer.world_size();
   if (due())
     refresh(bar_line(what, batch_idx + 1, trainer.num_evaluation_batches(), speed(evaluation_)));
 }

@@ -54,7 +54,7 @@ class ProgressBar : public Callback {
   struct Meter {
     Clock::time_point start;
     int64_t batches = 0;
-    int64_t samples = 0;
+    int64_t samples = 0;  // of all processes, as if each had as many as this one
   };
 
   bool due();
