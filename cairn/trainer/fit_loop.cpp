@@ -11,6 +11,7 @@
 namespace cairn::trainer {
 
 void Trainer::run_fit(const RunOptions& options) {
+  check_equal_settings();
   load_to_resume(options.ckpt_path);
   restore_modules();
   precision_.convert(*model_);
@@ -19,6 +20,7 @@ void Trainer::run_fit(const RunOptions& options) {
   check(optimizer_.optimizer != nullptr, "configure_optimizers: optimizer must be given, got none");
   precision_.connect(*optimizer_.optimizer, strategy_->root_device());
   strategy_->connect(*model_, *optimizer_.optimizer);
+  check_equal_optimizers();
   const bool resumed = resume_.has_value();
   restore_training();
   prepare_captures();
@@ -297,10 +299,17 @@ void Trainer::step_schedule(optim::Interval interval, int64_t count) {
     schedule.step();
     return;
   }
+  // Rank 0's, so that the rates stay the same on all processes; see sync_dist for one of all.
   const auto metric = metrics_.callback_metric(optimizer_.monitor);
-  check(metric.has_value(), "fit: monitor of the schedule must be a logged metric, got '",
+  double told[] = {0, 0};  // whether there is one, and its value
+  if (is_global_zero() && metric) {
+    told[0] = 1;
+    told[1] = *metric;
+  }
+  strategy_->reduce(std::span(told), Reduce::sum);
+  check(told[0] != 0, "fit: monitor of the schedule must be a logged metric, got '",
         optimizer_.monitor, "', which is none of them");
-  schedule.step(*metric);
+  schedule.step(told[1]);
 }
 
 void Trainer::count_time() {

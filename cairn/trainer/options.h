@@ -117,6 +117,9 @@ struct TrainerOptions {
   std::string accelerator = "auto";   // "auto" (the GPU where there is one), "cpu", "gpu" ("cuda")
   // "auto" ("ddp" for several processes, else "single_device"), "ddp",
   // "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", or a Strategy.
+  // "single_device" in one process of several evaluates, but a fit is an Error. With several
+  // processes a fit compares what must be the same: options that decide its steps, the optimizer,
+  // and learning rates as it goes; what differs is an Error on all that names it.
   StrategyChoice strategy = "auto";
   // With several processes, loaders without a sampler of their own give each process its share: a
   // DistributedSampler, shuffled where the loader was. batch_size is that of one process. Where the

@@ -181,6 +181,8 @@ class Trainer {
   void agree();
   bool out_of_time() const;
   Batches count_batches(int64_t own);
+  void check_equal_settings();
+  void check_equal_optimizers();
   void check_equal_batches();
   data::DataLoader* share(data::DataLoader* loader, bool training);
   void warn_of_local_metrics(bool evaluating);
