@@ -23,7 +23,10 @@ struct HostGroup::Task : WorkState {
     return error || state == State::done;
   }
   void wait() override {
-    if (std::exchange(in_place, false)) group.run_in_place(*this);
+    if (in_place) {  // then no other thread has this task
+      in_place = false;
+      group.run_in_place(*this);
+    }
     std::unique_lock lock(mutex);
     if (state != State::done) group.check_process();
     // Others' calls may last longer than this one may wait for its turn.

@@ -197,7 +197,9 @@ Held<Strategy> choose_strategy(const TrainerOptions& o) {
           " ranks of the strategy's group, got ", devices);
     if (o.sync_batchnorm) given->set_sync_batchnorm();
     const dist::ClusterEnvironment environment = environment_of(*given->options().group);
-    given->place(choose_device(o, environment.local_rank), environment);
+    // A process that sees one GPU alone was given it.
+    const int gpu = cuda::device_count() == 1 ? 0 : environment.local_rank;
+    given->place(choose_device(o, gpu), environment);
     return strategy;
   }
   dist::ClusterEnvironment environment = checked_environment(o);

@@ -37,7 +37,8 @@ constexpr Milliseconds kAsk(1000), kAnswer(1000);
 struct Flight {
   Call call;
   uint64_t ticket = 0;
-  std::string launch;  // of a graph, and not a call: its name
+  std::string launch;      // of a graph, and not a call: its name
+  bool launching = false;  // `ended` is not recorded yet
   OwnedEvent ready, begun, ended;
   std::optional<Deadline> deadline;  // since it begun
 };
@@ -138,16 +139,27 @@ class NcclGroup final : public ProcessGroup {
     check_process();
     const DeviceGuard guard(shared_->device);
     const cudaStream_t stream = current_stream(shared_->device);
-    const std::unique_lock lock(shared_->mutex);
+    std::unique_lock lock(shared_->mutex);
     if (shared_->broken) std::rethrow_exception(shared_->broken);
-    std::shared_ptr<Flight> flight = take_flight();
+    const std::shared_ptr<Flight> flight = take_flight();
     flight->ticket = kNoTicket;
     flight->launch = what;
     flight->call.timeout = timeout;
+    flight->launching = true;
     CAIRN_CUDA(cudaEventRecord, flight->begun.get(), stream);
-    launch();
-    CAIRN_CUDA(cudaEventRecord, flight->ended.get(), stream);
-    add(std::move(flight));
+    add(flight);
+    // Without the lock: a launch may wait for room behind others, which only the watchdog can end.
+    lock.unlock();
+    try {
+      launch();
+      CAIRN_CUDA(cudaEventRecord, flight->ended.get(), stream);
+    } catch (...) {
+      lock.lock();
+      std::erase(shared_->flights, flight);
+      throw;
+    }
+    lock.lock();
+    flight->launching = false;
   }
 
   void abort(const std::string& why) noexcept override {
@@ -323,7 +335,7 @@ class NcclGroup final : public ProcessGroup {
         recorder_.started(first.ticket);
         first.deadline.emplace(first.call.timeout);
       }
-      if (!first.deadline || !reached(first.ended)) break;
+      if (!first.deadline || first.launching || !reached(first.ended)) break;
       recorder_.ended(first.ticket, true);
       first.call.input = first.call.output = {};
       shared_->idle.push_back(std::move(shared_->flights.front()));

@@ -133,7 +133,8 @@ class Search {
     if (!tried)
       for (cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK})
         if (!entry_.plan) first(mode);
-    if (tried != timed_) return std::move(entry_);
+    // What serves in another's place is for this process: that one may run in the next.
+    if (tried != timed_ || entry_.failed > 0) return std::move(entry_);
     if (entry_.plan)
       store.save(line, entry_.graph->choice_of(entry_.plan->config));
     else if (own_won_)
@@ -244,13 +245,20 @@ bool run_by_dnn(Device device, DnnCall& call) {
     at = own.entries.emplace(std::pair{key, timed}, Search(context, call, timed).run()).first;
   Entry& entry = at->second;
   while (entry.plan != nullptr) {
+    void* scratch = nullptr;
     try {
-      call.run(context, *entry.plan, workspace(device, entry.plan->workspace));
+      scratch = workspace(device, entry.plan->workspace);
+    } catch (const Error&) {
+      return false;  // there may be memory for it at the next call
+    }
+    try {
+      call.run(context, *entry.plan, scratch);
       return true;
     } catch (const Error&) {
       // The next one takes its place; in the end an own kernel does, for later calls too.
       entry.plan.reset();
-      if (!timed) entry = Search(context, call, timed, entry.failed + 1).run();
+      if (!timed && entry.failed < call.candidates())
+        entry = Search(context, call, timed, entry.failed + 1).run();
     }
   }
   return false;
