@@ -10,7 +10,7 @@
 namespace cairn::dist {
 namespace {
 
-constexpr std::string_view kFailed = "failed ", kLeft = "left ";
+constexpr std::string_view kFailed = "failed ", kLeft = "left ", kFailing = " failing";
 // Words are for people; no error grows without bound by quoting others.
 constexpr size_t kLongest = 2000;
 
@@ -72,10 +72,7 @@ void Diagnosis::failed(const Call* call, std::string_view text) noexcept {
 void Diagnosis::left(uint64_t calls) noexcept {
   if (std::exchange(ended_, true) || size_ == 1) return;
   try {
-    const bool failing = std::uncaught_exceptions() > 0;
-    tell(key("end", rank_), failing ? cat(kFailed, name(rank_), " failed with an exception after ",
-                                          calls, " collectives")
-                                    : cat(kLeft, calls));
+    tell(key("end", rank_), cat(kLeft, calls, std::uncaught_exceptions() > 0 ? kFailing : ""));
   } catch (...) {
   }
 }
@@ -97,9 +94,12 @@ Diagnosis::Word Diagnosis::read(int rank, Milliseconds at_most) {
     if (end->starts_with(kFailed)) word.failure = end->substr(kFailed.size());
     uint64_t calls = 0;
     const char* last = end->data() + end->size();
-    if (end->starts_with(kLeft) &&
-        std::from_chars(end->data() + kLeft.size(), last, calls).ptr == last)
+    if (end->starts_with(kLeft)) {
+      const char* rest = std::from_chars(end->data() + kLeft.size(), last, calls).ptr;
       word.left = calls;
+      if (std::string_view(rest, last) == kFailing)
+        word.failure = cat(name(rank), " failed with an exception after ", calls, " collectives");
+    }
   }
   if (const auto text = ask(key("call", rank), at_most); text && text->size() > sizeof(CallShape)) {
     CallShape is;
@@ -148,8 +148,8 @@ std::optional<std::string> Diagnosis::explained(const Call& call, const std::vec
     return cat(describe(call), ": ", quoted_);
   };
   for (int r : peers) {
-    if (words[static_cast<size_t>(r)].left) return left(r);
     if (!words[static_cast<size_t>(r)].failure.empty()) return quote(r);
+    if (words[static_cast<size_t>(r)].left) return left(r);
   }
   // They say that they wait too, so somebody else is the reason.
   std::vector<int> mute;
@@ -158,8 +158,8 @@ std::optional<std::string> Diagnosis::explained(const Call& call, const std::vec
   for (int r = 0; r < size_; ++r) {
     const Word& word = words[static_cast<size_t>(r)];
     if (r == rank_) continue;
-    if (word.left && is_collective(call.is.kind) && *word.left <= call.is.sequence) return left(r);
     if (!word.failure.empty()) return quote(r);
+    if (word.left && is_collective(call.is.kind) && *word.left <= call.is.sequence) return left(r);
     if (word.silent()) mute.push_back(r);
   }
   if (mute.empty()) return {};

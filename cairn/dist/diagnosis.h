@@ -38,7 +38,7 @@ class Diagnosis {
   // Leaves word of the end after so many collectives: an orderly one, or a failure where an
   // exception is on its way.
   void left(uint64_t calls) noexcept;
-  // Whether `peer` said that it is past this call: at an orderly end, or in trouble with a later
+  // Whether `peer` said that it is past this call: let go of the group, or in trouble with a later
   // one. What it owed to this call is then on the way.
   bool is_past(const Call& call, int peer) noexcept;
 
@@ -54,10 +54,10 @@ class Diagnosis {
  private:
   // What one rank said.
   struct Word {
-    std::optional<CallShape> is;  // the call it is in
-    std::string call;             // the same in words
-    std::string failure;          // "rank 1 failed in …: …", or of the rank it suffered from
-    std::optional<uint64_t> left;
+    std::optional<CallShape> is;   // the call it is in
+    std::string call;              // the same in words
+    std::string failure;           // "rank 1 failed in …: …", or of the rank it suffered from
+    std::optional<uint64_t> left;  // after so many calls, all of which it has done its part of
 
     bool ended() const { return left || !failure.empty(); }
     bool silent() const { return !is && !ended(); }
