@@ -57,22 +57,22 @@ void Diagnosis::waits(const Call& call) noexcept {
   }
 }
 
-void Diagnosis::failed(const Call* call, std::string_view text) noexcept {
+void Diagnosis::failed(const Call& call, std::string_view text) noexcept {
   if (std::exchange(ended_, true) || size_ == 1) return;
-  if (call != nullptr) waits(*call);
+  waits(call);
   try {
-    const std::string place = call != nullptr ? cat(" in ", describe(*call)) : "";
     const std::string word =
-        !quoted_.empty() ? quoted_ : cat(name(rank_), " failed", place, ": ", text);
+        !quoted_.empty() ? quoted_ : cat(name(rank_), " failed in ", describe(call), ": ", text);
     tell(key("end", rank_), cat(kFailed, std::string_view(word).substr(0, kLongest)));
   } catch (...) {
   }
 }
 
-void Diagnosis::left(uint64_t calls) noexcept {
+void Diagnosis::left(uint64_t calls, std::string_view why) noexcept {
   if (std::exchange(ended_, true) || size_ == 1) return;
   try {
-    tell(key("end", rank_), cat(kLeft, calls, std::uncaught_exceptions() > 0 ? kFailing : ""));
+    const bool failing = !why.empty() || std::uncaught_exceptions() > 0;
+    tell(key("end", rank_), cat(kLeft, calls, failing ? kFailing : "", why.substr(0, kLongest)));
   } catch (...) {
   }
 }
@@ -97,8 +97,12 @@ Diagnosis::Word Diagnosis::read(int rank, Milliseconds at_most) {
     if (end->starts_with(kLeft)) {
       const char* rest = std::from_chars(end->data() + kLeft.size(), last, calls).ptr;
       word.left = calls;
-      if (std::string_view(rest, last) == kFailing)
-        word.failure = cat(name(rank), " failed with an exception after ", calls, " collectives");
+      if (const std::string_view text(rest, last); text.starts_with(kFailing)) {
+        const std::string_view why = text.substr(kFailing.size());
+        word.failure =
+            why.empty() ? cat(name(rank), " failed with an exception after ", calls, " collectives")
+                        : cat(name(rank), " failed: ", why);
+      }
     }
   }
   if (const auto text = ask(key("call", rank), at_most); text && text->size() > sizeof(CallShape)) {

@@ -32,12 +32,12 @@ class Diagnosis {
   // Leaves word of the call that this rank is in. To be called before its connections are closed
   // or its peers are woken because of a failure.
   void waits(const Call& call) noexcept;
-  // Leaves word that this rank failed, in this call or (null) between two; `text` is its own error.
-  // The first word of an end stands.
-  void failed(const Call* call, std::string_view text) noexcept;
-  // Leaves word of the end after so many collectives: an orderly one, or a failure where an
-  // exception is on its way.
-  void left(uint64_t calls) noexcept;
+  // Leaves word that this rank failed in this call; `text` is its own error. The first word of an
+  // end stands.
+  void failed(const Call& call, std::string_view text) noexcept;
+  // Leaves word of the end after so many collectives: an orderly one, or a failure where `why` says
+  // so or an exception is on its way.
+  void left(uint64_t calls, std::string_view why = {}) noexcept;
   // Whether `peer` said that it is past this call: let go of the group, or in trouble with a later
   // one. What it owed to this call is then on the way.
   bool is_past(const Call& call, int peer) noexcept;

@@ -51,7 +51,8 @@ class RingGroup : public HostGroup {
 
   void run(const Call& call) override;
   void failed(const Call* call, const std::exception& error) noexcept override {
-    diagnosis_.failed(call, error.what());
+    call != nullptr ? diagnosis_.failed(*call, error.what())
+                    : diagnosis_.left(executed(), error.what());
     mesh_.cut();
   }
   void walk(const Call& call);

@@ -155,8 +155,9 @@ void ShmBoard::look_around(int peer, const Call& call, const Done& done) {
     if (r == peer ? done() : arrived(r)) continue;
     throw CommError(diagnosis_.lost(call, r));
   }
+  // Who failed later has done its part of this step.
   const uint64_t broken = header().broken.load(std::memory_order_acquire);
-  if (broken != 0 && !done())
+  if (broken != 0 && (!collective || reaches(broken)) && !done())
     throw CommError(diagnosis_.lost(call, static_cast<int>(broken & 0xffff'ffff) - 1));
   if (!call.deadline.expired()) return;
   const std::vector<int> silent = collective ? late() : std::vector<int>{peer};
@@ -165,15 +166,21 @@ void ShmBoard::look_around(int peer, const Call& call, const Done& done) {
 
 void ShmBoard::check_whole(const Call& call) {
   const uint64_t broken = header().broken.load(std::memory_order_acquire);
-  if (broken == 0 || static_cast<int32_t>(step_ - static_cast<uint32_t>(broken >> 32)) < 0) return;
+  if (broken == 0 || !reaches(broken)) return;
   throw CommError(diagnosis_.lost(call, static_cast<int>(broken & 0xffff'ffff) - 1));
 }
 
 void ShmBoard::break_up(const Call* call) noexcept {
-  uint64_t none = 0;
   const uint32_t at = call != nullptr && call->peer < 0 ? step_ : step_ + 1;
-  header().broken.compare_exchange_strong(none,
-                                          uint64_t{at} << 32 | static_cast<uint32_t>(rank_ + 1));
+  const uint64_t mine = uint64_t{at} << 32 | static_cast<uint32_t>(rank_ + 1);
+  uint64_t known = 0;
+  // The earliest step counts, as others may wait there.
+  while (!header().broken.compare_exchange_weak(known, mine))
+    if (known != 0 && static_cast<int32_t>(at - static_cast<uint32_t>(known >> 32)) >= 0) return;
+}
+
+bool ShmBoard::reaches(uint64_t broken) const {
+  return static_cast<int32_t>(step_ - static_cast<uint32_t>(broken >> 32)) >= 0;
 }
 
 }  // namespace cairn::dist

@@ -75,6 +75,8 @@ class ShmBoard {
   void break_up(const Call* call) noexcept;
 
  private:
+  // Whether the step that is done here is one that the rank which broke the group did not do.
+  bool reaches(uint64_t broken) const;
   struct Part {
     ShmFlag flag;
     alignas(128) ShmNotice notices[2];

@@ -86,7 +86,8 @@ class ShmGroup : public HostGroup {
 
   void run(const Call& call) override;
   void failed(const Call* call, const std::exception& error) noexcept override {
-    board_.diagnosis().failed(call, error.what());
+    call != nullptr ? board_.diagnosis().failed(*call, error.what())
+                    : board_.diagnosis().left(executed(), error.what());
     board_.break_up(call);
   }
 

@@ -30,6 +30,7 @@ class ThreadGroup final : public dist::HostGroup {
     uint64_t round = 0;
     std::string failure;  // of the round that just ended, or for ever
     bool broken = false;
+    uint64_t broken_round = 0;                  // the first one that cannot be done
     std::vector<std::optional<uint64_t>> left;  // collectives done before it left
     std::map<std::string, std::shared_ptr<Meeting>> subgroups;
   };
@@ -69,6 +70,7 @@ class ThreadGroup final : public dist::HostGroup {
     if (++m.arrived == m.calls.size()) {
       m.failure = do_all(m.calls);
       m.broken = !m.failure.empty();
+      m.broken_round = round;
       m.arrived = 0;
       ++m.round;
       m.changed.notify_all();
@@ -85,7 +87,7 @@ class ThreadGroup final : public dist::HostGroup {
         throw dist::TimeoutError(cat(describe(call), ": ", m.failure));
       }
     }
-    if (m.broken) throw CommError(cat(describe(call), ": ", m.failure));
+    if (m.broken && round >= m.broken_round) throw CommError(cat(describe(call), ": ", m.failure));
   }
   void failed(const Call*, const std::exception& error) noexcept override {
     const std::lock_guard lock(meeting_->mutex);
@@ -94,6 +96,7 @@ class ThreadGroup final : public dist::HostGroup {
   static void fail_now(Meeting& m, std::string text) {
     m.failure = std::move(text);
     m.broken = true;
+    m.broken_round = m.round;
     m.changed.notify_all();
   }
 
