@@ -89,9 +89,10 @@ class ThreadGroup final : public dist::HostGroup {
     }
     if (m.broken && round >= m.broken_round) throw CommError(cat(describe(call), ": ", m.failure));
   }
-  void failed(const Call*, const std::exception& error) noexcept override {
+  void failed(const Call* call, const std::exception& error) noexcept override {
     const std::lock_guard lock(meeting_->mutex);
-    if (!meeting_->broken) fail_now(*meeting_, error.what());
+    const std::string who = call == nullptr ? cat("rank ", rank(), " failed: ") : "";
+    if (!meeting_->broken) fail_now(*meeting_, who + error.what());
   }
   static void fail_now(Meeting& m, std::string text) {
     m.failure = std::move(text);
