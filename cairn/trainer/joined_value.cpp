@@ -1,6 +1,8 @@
 // One exchange: each process's value, and a hash of what it is.
 #include "cairn/trainer/joined_value.h"
 
+#include <xxhash.h>
+
 #include <cstring>
 
 #include "cairn/dist/process_group.h"
@@ -12,13 +14,6 @@ struct Row {
   double value = 0;
   uint64_t label = 0;
 };
-
-// FNV-1a
-uint64_t hash_of(const std::string& text) {
-  uint64_t hash = 14695981039346656037u;
-  for (const char c : text) hash = (hash ^ static_cast<uint8_t>(c)) * 1099511628211u;
-  return hash;
-}
 
 std::vector<Row> exchange(Strategy& strategy, const Row& mine) {
   std::string bytes(sizeof(Row), '\0');
@@ -45,7 +40,8 @@ double joined_value(Strategy& strategy, std::string_view name, Reduce how, doubl
   };
   try {
     const std::string label = cat("'", name, "' (", name_of(how), ")");
-    const std::vector<Row> rows = exchange(strategy, {value, hash_of(label)});
+    const std::vector<Row> rows =
+        exchange(strategy, {value, XXH3_64bits(label.data(), label.size())});
     bool equal = true;
     for (const Row& row : rows) equal &= row.label == rows[0].label;
     if (!equal) {  // only then the names travel
