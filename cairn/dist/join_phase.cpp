@@ -43,13 +43,13 @@ void JoinPhase::leave(uint64_t owner) {
   std::erase_if(members_, [&](const auto& entry) { return entry.second.owner == owner; });
 }
 
-std::vector<JoinPhase::Answer> JoinPhase::expired() {
+std::vector<JoinPhase::Answer> JoinPhase::expired(std::string_view hint) {
   if (complete_ || !failed_.empty()) return {};
   const auto late = std::find_if(members_.begin(), members_.end(),
                                  [](const auto& entry) { return entry.second.deadline.expired(); });
   if (late == members_.end()) return {};
   failed_ = cat("tcp_store: all ranks must join within ", in_words(late->second.timeout), ", got ",
-                members_.size(), "/", world_size_, " joined, missing [", missing(), "]");
+                members_.size(), "/", world_size_, " joined, missing [", missing(), "]", hint);
   return answer_all(failed_);
 }
 

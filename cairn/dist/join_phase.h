@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cairn/dist/socket.h"
@@ -35,8 +36,8 @@ class JoinPhase {
   std::vector<Answer> join(Member member);
   // Its connection ended; the rank may join again.
   void leave(uint64_t owner);
-  // Fails for all at the first deadline.
-  std::vector<Answer> expired();
+  // Fails for all at the first deadline; `hint` is the end of what they are told.
+  std::vector<Answer> expired(std::string_view hint = "");
   std::optional<Deadline> next() const;
 
  private:

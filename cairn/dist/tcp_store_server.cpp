@@ -360,7 +360,8 @@ void TcpStoreServer::Impl::times_up() {
     reply(waiter.owner, waiter.request, StoreStatus::comm_error,
           not_set(missing, waiter.timeout).what());
   }
-  tell(join_.expired());
+  tell(join_.expired(
+      doorkeeper_.starved() ? "; a descriptor must be free for each on rank 0, got too few" : ""));
 }
 
 TcpStoreServer::TcpStoreServer(TcpServerOptions options)

@@ -305,14 +305,20 @@ TEST_CASE("dist: groups that come and go need no more than 64 descriptors") {
     INFO(backend.back() << ": " << run.result.text());
     CHECK(run.result.exit_status == 0);
     CHECK_THAT(run.out.at(1), Contains("sums were right"));
-    // Too few are an error that says so, not a hang, wherever they run out.
-    for (const char* count : {"8", "9", "10"}) {
-      const Run few(2, backend + Arguments{"--descriptors", count, "--timeout", "3000"});
-      INFO(count << ": " << few.result.text());
+    // Too few are an error that says so, not a hang, wherever they run out; how many are needed at
+    // a time depends on who comes first.
+    for (const char* count : {"4", "6", "8", "9", "10", "11", "12"}) {
+      const Run few(
+          2, backend + Arguments{"--descriptors", count, "--timeout", "1500", "--steps", "20"});
+      INFO(backend.back() << " with " << count << ": " << few.result.text());
+      CHECK(few.seconds < 3 + 3);
+      if (few.result.exit_status == 0 && std::stoi(count) > 8) {
+        CHECK_THAT(few.out.at(1), Contains("sums were right"));
+        continue;
+      }
       CHECK(few.result.exit_status == 1);
       CHECK_THAT(few.result.text(),
                  Contains("Too many open files") || Contains("a descriptor must be free"));
-      CHECK(few.seconds < 3 + 3);
     }
   }
 }
