@@ -4,6 +4,7 @@
 // neither block nor end anything, and kMaxUnproven of them are the most there are at a time.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -61,7 +62,7 @@ class Doorkeeper {
   std::optional<Guest> admit(const Deadline& deadline);
 
   Refusals& refusals() { return refusals_; }
-  // Whether there was ever no descriptor for somebody who came.
+  // Whether there was ever no descriptor for somebody who came; any thread may ask.
   bool starved() const { return starved_; }
 
  private:
@@ -80,7 +81,7 @@ class Doorkeeper {
   std::map<int, std::unique_ptr<Unproven>> unproven_;  // by descriptor
   std::vector<Guest> waiting_;                         // let in and not yet taken by admit()
   std::optional<Deadline> resume_;  // while there are no descriptors for new connections
-  bool starved_ = false;
+  std::atomic<bool> starved_ = false;
   Refusals refusals_;
 };
 

@@ -343,8 +343,14 @@ std::shared_ptr<TcpStore> tcp_store(TcpStoreOptions options) {
     if (is_wildcard(host)) host = host == "::" ? "::1" : "127.0.0.1";
     options.port = server->port();
   }
-  auto client = make_owned<Client>(connect_proven(host, options.port, options, deadline),
-                                   options.timeout, std::move(server));
+  Socket socket;
+  try {
+    socket = connect_proven(host, options.port, options, deadline);
+  } catch (const CommError& error) {
+    if (!server) throw;
+    throw CommError(cat(error.what(), server->shortage()));
+  }
+  auto client = make_owned<Client>(std::move(socket), options.timeout, std::move(server));
   if (options.world_size > 0) client->join(options.rank, options.world_size, deadline);
   return client;
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cairn/dist/store.h"
@@ -44,6 +45,9 @@ class TcpStoreServer {
   uint64_t refusal_count() const;
   // Connections that are served now.
   int connections() const;
+  // What to add to the error of who waits for others: "" unless there was ever no descriptor for
+  // somebody who came.
+  std::string_view shortage() const;
 
  private:
   class Impl;

@@ -83,6 +83,10 @@ class TcpStoreServer::Impl {
   const Endpoint& endpoint() const { return endpoint_; }
   Refusals& refusals() { return doorkeeper_.refusals(); }
   int connections() const { return count_; }
+  std::string_view shortage() const {
+    return doorkeeper_.starved() ? "; a descriptor must be free for each on rank 0, got too few"
+                                 : "";
+  }
 
  private:
   // What epoll's events are of; connections count from kFirst.
@@ -360,8 +364,7 @@ void TcpStoreServer::Impl::times_up() {
     reply(waiter.owner, waiter.request, StoreStatus::comm_error,
           not_set(missing, waiter.timeout).what());
   }
-  tell(join_.expired(
-      doorkeeper_.starved() ? "; a descriptor must be free for each on rank 0, got too few" : ""));
+  tell(join_.expired(shortage()));
 }
 
 TcpStoreServer::TcpStoreServer(TcpServerOptions options)
@@ -373,5 +376,6 @@ int TcpStoreServer::port() const { return impl_->endpoint().port; }
 std::vector<std::string> TcpStoreServer::refusals() const { return impl_->refusals().texts(); }
 uint64_t TcpStoreServer::refusal_count() const { return impl_->refusals().count(); }
 int TcpStoreServer::connections() const { return impl_->connections(); }
+std::string_view TcpStoreServer::shortage() const { return impl_->shortage(); }
 
 }  // namespace cairn::dist

@@ -2,6 +2,7 @@
 // Invariant: with and without capture a run computes the same bits and calls the same hooks, except
 // those that say they need not be called (Callback::needs_batch).
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "cairn/autograd/engine.h"
@@ -53,7 +54,12 @@ struct Hash {
 void Trainer::prepare_captures() {
   steps_.reset();
   watchers_.clear();
-  if (strategy_->root_device().type == DeviceType::cpu || options_.capture_steps == "off") return;
+  if (strategy_->root_device().type == DeviceType::cpu) return;
+  const bool wanted = options_.capture_steps != "off";
+  std::string reason = wanted ? why_not_captured() : "capture_steps is off";
+  if (!strategy_->all(reason.empty()) && reason.empty())
+    reason = "another process does not capture them";
+  if (!wanted) return;
   for (const auto& c : callbacks_) {
     const char* name = nullptr;
     const Watcher watcher{c.get(), overrides(*c, &Callback::on_train_batch_start),
@@ -61,7 +67,7 @@ void Trainer::prepare_captures() {
     if (watcher.start || watcher.inside || watcher.end) watchers_.push_back(watcher);
   }
   steps_ = std::make_unique<StepGraphs>();
-  if (const std::string reason = why_not_captured(); !reason.empty()) return stop_captures(reason);
+  if (!reason.empty()) return stop_captures(reason);
   optimizer_.optimizer->set_capturable(true);
 }
 
@@ -151,22 +157,33 @@ int64_t Trainer::steps_at_once(bool makes_batch) const {
   return most;
 }
 
-// The largest number of steps, `most` at most, that may be launched as one now; 0: none.
-int64_t Trainer::launch_size(const StepKind& kind, int64_t most) const {
-  for (const int64_t count : StepGraphs::kCounts)
-    if (count <= most && (steps_->find(kind, count) != nullptr || steps_->ready(kind)))
+// The largest number of steps, `most` at most, that all processes can launch as one now; 0: none.
+// NCCL wants every rank to run a collective from a graph or none, and graphs that were captured
+// together to be launched together. So a graph that does not hold any more, or that is not of the
+// capture that the others' is of, is dropped: all then capture another.
+int64_t Trainer::launch_size(const StepKind& kind, int64_t most) {
+  std::vector<double> offers;  // by count: whether it can be, which capture, and that negated
+  for (const int64_t count : StepGraphs::kCounts) {
+    const StepGraph* graph = steps_->find(kind, count);
+    if (graph != nullptr && count <= most && !graph->graph.holds()) {
+      steps_->drop(graph);  // e.g. other steps wrote where this one knew of zeros
+      graph = nullptr;
+    }
+    const bool can = count <= most && (graph != nullptr || steps_->ready(kind));
+    const auto number = static_cast<double>(graph == nullptr ? 0 : graph->number);
+    offers.insert(offers.end(), {can ? 1.0 : 0.0, number, -number});
+  }
+  strategy_->reduce(std::span(offers), Reduce::min);
+  const double* offer = offers.data();
+  for (const int64_t count : StepGraphs::kCounts) {
+    const auto [can, least, most_negated] = std::array{offer[0], offer[1], offer[2]};
+    if (can != 0) {
+      if (least != -most_negated) steps_->drop(steps_->find(kind, count));
       return count;
+    }
+    offer += 3;
+  }
   return 0;
-}
-
-// With several processes: how many steps this one would make before all agree again. Those that
-// then cannot launch them as one make as many one by one.
-int64_t Trainer::steps_wanted() {
-  if (steps_ == nullptr || steps_->stopped() || resident_ == nullptr || resident_->left() == 0 ||
-      progress_.batch >= train_batches_ || start_is_needed())
-    return 1;
-  look_at_model();
-  return std::max<int64_t>(1, launch_size(kind_of_next({}), steps_at_once(true)));
 }
 
 // `batch` is undefined where the step makes it.
@@ -180,28 +197,27 @@ StepKind Trainer::kind_of_next(const Batch& batch) const {
 }
 
 // The captured steps that come next, captured now if need be; null: the next step runs by itself.
+// All processes have the same answer.
 StepGraph* Trainer::next_graph(const Batch& batch) {
   if (steps_ == nullptr || steps_->stopped()) return nullptr;
   look_at_model();
   const StepKind kind = kind_of_next(batch);
-  int64_t most = steps_at_once(kind.makes_batch);
-  if (world_size() > 1) most = std::min(most, agreed_.until - progress_.batch);
-  while (const int64_t count = launch_size(kind, most)) {
+  if (const int64_t count = launch_size(kind, steps_at_once(kind.makes_batch)); count > 0) {
     StepGraph* const graph = steps_->find(kind, count);
-    if (graph == nullptr) return capture_steps(kind, count, batch);
-    if (graph->graph.holds()) return graph;
-    steps_->drop(graph);  // e.g. other steps wrote where this one knew of zeros
+    return graph != nullptr ? graph : capture_steps(kind, count, batch);
   }
   steps_->count(kind);
   return nullptr;
 }
 
-// Null, and no more captures, where it cannot be done; the run is then as if it had not been tried.
+// Null, and no more captures, where it cannot be done on all processes; the run is then as if it
+// had not been tried.
 StepGraph* Trainer::capture_steps(const StepKind& kind, int64_t count, const Batch& batch) {
   const profiler::Range range("capture");
   auto steps = std::make_unique<StepGraph>();
   steps->kind = kind;
   steps->count = count;
+  steps->number = steps_->next_number();
   steps->logged.resize(static_cast<size_t>(count));
   if (!kind.makes_batch)
     steps->batch = {empty_like(batch.input),
@@ -240,8 +256,8 @@ StepGraph* Trainer::capture_steps(const StepKind& kind, int64_t count, const Bat
   note_writes();        // nobody may keep what was computed from the model while recording
   gradients.restore();  // as nothing has run yet
   if (reason.empty() && !steps->graph.holds()) reason = "a captured step changes what it relies on";
-  if (reason.empty()) return steps_->add(std::move(steps));
-  stop_captures(reason);
+  if (strategy_->all(reason.empty())) return steps_->add(std::move(steps));
+  stop_captures(reason.empty() ? "another process could not capture them" : reason);
   return nullptr;
 }
 

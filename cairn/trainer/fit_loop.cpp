@@ -131,9 +131,8 @@ bool Trainer::run_batches() {
   std::optional<data::DataLoader::Iterator> next;
   if (resident_) resident_->begin_epoch();
   model_looked_at_ = false;
-  agreed_.until = progress_.batch;
   for (;;) {
-    if (progress_.batch >= agreed_.until) agree();
+    agree();
     check_interrupt();
     if (validation_due()) {
       validate_in_fit();

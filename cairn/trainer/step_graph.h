@@ -42,9 +42,10 @@ struct KnownGradients {
 
 struct StepGraph {
   StepKind kind;
-  int64_t count = 1;  // steps in a launch
-  Batch batch;        // where the step reads its batch, or makes it; the last step's
-  Tensor loss;        // the last step's, until the next launch
+  int64_t count = 1;   // steps in a launch
+  int64_t number = 0;  // of the fit's captures, from 1
+  Batch batch;         // where the step reads its batch, or makes it; the last step's
+  Tensor loss;         // the last step's, until the next launch
   std::vector<std::vector<MetricStore::Record>> logged;  // by step; keep_logged() has run
   KnownGradients after;                                  // what the last step leaves
   CapturedGraph graph;
@@ -59,6 +60,9 @@ class StepGraphs {
       3;                              // steps before anything is captured, one at least of a kind
   static constexpr size_t kMost = 4;  // graphs
   static constexpr int64_t kCounts[] = {16, 4, 1};
+
+  // For the next capture.
+  int64_t next_number() { return ++captures_; }
 
   // Steps run one by one from now on.
   void stop();
@@ -84,7 +88,7 @@ class StepGraphs {
   std::vector<std::unique_ptr<StepGraph>> graphs_;
   GraphPool pool_;
   std::vector<StepKind> seen_;
-  int64_t steps_ = 0;
+  int64_t steps_ = 0, captures_ = 0;
   uint64_t model_ = 0;
   bool stopped_ = false;
 };

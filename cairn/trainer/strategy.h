@@ -48,6 +48,7 @@ class Strategy {
     return value;
   }
   bool any(bool value) { return reduce(value ? 1 : 0, Reduce::max) != 0; }
+  bool all(bool value) { return reduce(value ? 1 : 0, Reduce::min) != 0; }
   // Rank 0's text.
   virtual std::string broadcast(std::string text) { return text; }
   // The texts of all, by rank. After on_exception() only this process's own.

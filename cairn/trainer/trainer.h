@@ -149,7 +149,6 @@ class Trainer {
   // What all processes know of each other's wishes. With one process: what it wants itself.
   struct Agreed {
     bool stop = false, out_of_time = false, interrupted = false;
-    int64_t until = 0;  // the batch of the epoch before which nobody asks again
   };
   // Of an evaluation: how many this process has, and the fewest and the most of all.
   struct Batches {
@@ -219,8 +218,7 @@ class Trainer {
   bool start_is_needed() const;
   bool end_is_needed(int64_t batch_idx) const;
   int64_t steps_at_once(bool makes_batch) const;
-  int64_t launch_size(const StepKind& kind, int64_t most) const;
-  int64_t steps_wanted();
+  int64_t launch_size(const StepKind& kind, int64_t most);
   StepKind kind_of_next(const Batch& batch) const;
   StepGraph* next_graph(const Batch& batch);
   StepGraph* capture_steps(const StepKind& kind, int64_t count, const Batch& batch);

@@ -1,6 +1,7 @@
 // NCCL for ranks that are threads of one process, each with an emulated device of its own.
 // Invariant: a call is done when it is the turn of every rank's stream to do it, and no host waits
-// for that; a rank whose peers do not come waits on its device until it is aborted.
+// for that; a rank whose peers do not come waits on its device until it is aborted. A call that is
+// captured on one rank alone does not meet the others', where the real one promises nothing.
 #include "tests/cuda/emulator/fake_nccl.h"
 
 #include <algorithm>
@@ -97,7 +98,9 @@ bool match_pair(Rank* from, Rank* to) {
   if (from == nullptr || to == nullptr) return false;
   const NcclCall* const send = first_waiting(from, NcclKind::send, to->rank);
   const NcclCall* const recv = first_waiting(to, NcclKind::recv, from->rank);
-  if (send == nullptr || recv == nullptr || bytes_of(*send) != bytes_of(*recv)) return false;
+  if (send == nullptr || recv == nullptr || bytes_of(*send) != bytes_of(*recv) ||
+      send->captured != recv->captured)
+    return false;
   if (bytes_of(*send) > 0) std::memcpy(recv->to, send->from, bytes_of(*send));
   finish(from, send);
   finish(to, recv);
@@ -139,6 +142,7 @@ ncclResult_t submit(ncclComm_t comm, cudaStream_t stream, Calls calls) {
   static_cast<void>(cudaStreamIsCapturing(stream, &capture));
   const bool captured = capture == cudaStreamCaptureStatusActive;
   if (!captured) rank.stream = stream;
+  for (NcclCall& call : calls) call.captured = captured;
   log.calls += static_cast<int64_t>(calls.size());
   const cudaError_t error = enqueue_waiting(
       stream,

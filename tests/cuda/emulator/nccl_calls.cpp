@@ -103,7 +103,7 @@ size_t bytes_of(const NcclCall& call) { return call.count * size_of(call.type); 
 
 bool same_call(const NcclCall& a, const NcclCall& b) {
   return a.kind == b.kind && a.count == b.count && a.type == b.type && a.op == b.op &&
-         a.peer == b.peer;
+         a.peer == b.peer && a.captured == b.captured;
 }
 
 // Everything is read before anything is written: calls may be in place.

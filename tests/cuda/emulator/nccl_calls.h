@@ -17,7 +17,8 @@ struct NcclCall {
   size_t count = 0;  // as NCCL's functions count
   ncclDataType_t type = ncclFloat32;
   ncclRedOp_t op = ncclSum;
-  int peer = 0;  // or the root
+  int peer = 0;           // or the root
+  bool captured = false;  // into a graph
 };
 
 bool is_collective(const NcclCall& call);
