@@ -124,4 +124,13 @@ std::shared_ptr<ProcessGroup> init_process_group(const ClusterEnvironment& e,
   return make(std::move(group));
 }
 
+// Another name has other keys: what is said of the group that failed is not heard in this one.
+std::shared_ptr<ProcessGroup> rejoin(const ProcessGroup& failed, int generation,
+                                     const InitOptions& o) {
+  GroupOptions group = failed.options();
+  group.name = cat("world/", generation);
+  group.timeout = o.timeout;
+  return factory_of(o.backend)(std::move(group));
+}
+
 }  // namespace cairn::dist

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "cairn/autograd/engine.h"
 #include "cairn/dist/init.h"
@@ -52,21 +53,24 @@ void DDPStrategy::place(Device device, dist::ClusterEnvironment environment) {
 }
 
 void DDPStrategy::start() {
-  failed_ = false;
-  if (group_ != nullptr) return;
+  const bool again = std::exchange(failed_, false) && options_.group == nullptr && world_size() > 1;
+  if (group_ != nullptr && !again) return;
   const bool on_gpu = device_.type == DeviceType::cuda;
   const std::string& backend = options_.process_group_backend;
   check(backend != "nccl" || on_gpu,
         "DDPStrategy: process_group_backend must be auto, shm, ring or local on the CPU, got nccl");
-  group_ = options_.group;
-  if (group_ == nullptr)
-    group_ = dist::init_process_group(
-        environment_,
-        {.backend = backend == "nccl" ? "auto" : backend, .timeout = options_.timeout});
+  const dist::InitOptions init{.backend = backend == "nccl" ? "auto" : backend,
+                               .timeout = options_.timeout};
+  device_group_.reset();
+  if (group_ != nullptr)
+    group_ = dist::rejoin(*group_, ++generation_, init);
+  else
+    group_ = options_.group ? options_.group : dist::init_process_group(environment_, init);
   device_group_ = group_;
   if (!on_gpu) return;
   dist::GroupOptions of_gpus = group_->options();
-  of_gpus.name += "/gpus";
+  // Not what another strategy of the same group has used.
+  of_gpus.name += cat("/gpus", group_->sequence() == 0 ? "" : cat(" from #", group_->sequence()));
   device_group_ = dist::nccl_group(std::move(of_gpus), device_);
 }
 

@@ -43,6 +43,7 @@ class DDPStrategy : public Strategy {
   // The device of this process, and where it stands; the trainer's options say so.
   void place(Device device, dist::ClusterEnvironment environment);
   void set_sync_batchnorm() { options_.sync_batchnorm = true; }
+  // After a run that failed the processes of a group that it made itself meet again.
   void start() override;
   int rank() const override;
   int local_rank() const override;
@@ -91,7 +92,8 @@ class DDPStrategy : public Strategy {
   std::chrono::steady_clock::time_point fit_start_;
   double fit_seconds_ = 0, seconds_waited_ = 0;  // the latter beside ddp_'s
   std::vector<double> wait_shares_;
-  bool failed_ = false;
+  bool failed_ = false;  // the last run
+  int generation_ = 0;   // of the group: how often the processes have met again
 };
 
 // Lets every batch normalisation of the model take the batches of all ranks as one. Its type, its
