@@ -1,6 +1,7 @@
 // Diagnosis: a key for the call that a rank is in and a key for its end.
 #include "cairn/dist/diagnosis.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstring>
 #include <exception>
@@ -139,21 +140,22 @@ std::vector<Diagnosis::Word> Diagnosis::gather(const Call& call, int until) noex
   return words;
 }
 
+std::string Diagnosis::finished(const Call& call, int rank, const Word& word) const {
+  return cat(name(rank), " finished after ", *word.left, " collectives, ", name(rank_),
+             " waits in ", describe(call));
+}
+
 std::optional<std::string> Diagnosis::explained(const Call& call, const std::vector<Word>& words,
                                                 std::span<const int> peers) {
   for (const Word& word : words)
     if (word.is && differ(*word.is, call.is)) return list(call, words);
-  const auto left = [&](int r) {
-    return cat(name(r), " finished after ", *words[static_cast<size_t>(r)].left, " collectives, ",
-               name(rank_), " waits in ", describe(call));
-  };
   const auto quote = [&](int r) {
     quoted_ = words[static_cast<size_t>(r)].failure;
     return cat(describe(call), ": ", quoted_);
   };
   for (int r : peers) {
     if (!words[static_cast<size_t>(r)].failure.empty()) return quote(r);
-    if (words[static_cast<size_t>(r)].left) return left(r);
+    if (const Word& word = words[static_cast<size_t>(r)]; word.left) return finished(call, r, word);
   }
   // They say that they wait too, so somebody else is the reason.
   std::vector<int> mute;
@@ -163,7 +165,8 @@ std::optional<std::string> Diagnosis::explained(const Call& call, const std::vec
     const Word& word = words[static_cast<size_t>(r)];
     if (r == rank_) continue;
     if (!word.failure.empty()) return quote(r);
-    if (word.left && is_collective(call.is.kind) && *word.left <= call.is.sequence) return left(r);
+    if (word.left && is_collective(call.is.kind) && *word.left <= call.is.sequence)
+      return finished(call, r, word);
     if (word.silent()) mute.push_back(r);
   }
   if (mute.empty()) return {};
@@ -213,6 +216,30 @@ std::string Diagnosis::silent(const Call& call, std::span<const int> peers) {
 }
 
 std::string Diagnosis::mismatch(const Call& call) { return list(call, gather(call, -1)); }
+
+std::optional<std::string> Diagnosis::reason(const Call& call) noexcept {
+  waits(call);
+  try {
+    std::vector<Word> words;
+    for (int r = 0; r < size_; ++r) words.push_back(read(r));
+    const auto count = [&](auto&& holds) {
+      return std::count_if(words.begin(), words.end(), holds);
+    };
+    if (count([&](const Word& word) { return word.is && differ(*word.is, call.is); }) > 0) {
+      const bool all = count([](const Word& word) { return word.silent(); }) == 0;
+      if (all || std::exchange(differs_, true)) return list(call, words);
+      return {};
+    }
+    for (int r = 0; r < size_; ++r) {
+      const Word& word = words[static_cast<size_t>(r)];
+      if (!word.left || !is_collective(call.is.kind) || *word.left > call.is.sequence) continue;
+      return word.failure.empty() ? finished(call, r, word)
+                                  : cat(describe(call), ": ", word.failure);
+    }
+  } catch (...) {  // a store that is gone explains nothing
+  }
+  return {};
+}
 
 std::string Diagnosis::list(const Call& call, const std::vector<Word>& words) const {
   std::string out = cat(describe(call), ": all ranks must give the same call, got in the group '",

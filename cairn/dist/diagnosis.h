@@ -50,6 +50,10 @@ class Diagnosis {
   std::string silent(const Call& call, std::span<const int> peers);
   // What every rank gave.
   std::string mismatch(const Call& call);
+  // For who waits where no peer can be felt, and looks now and then: why nobody answers, where the
+  // others' words say so already: other calls in its place, or an end before it. Who has no word
+  // yet when calls turn out to differ has time until the next look.
+  std::optional<std::string> reason(const Call& call) noexcept;
 
  private:
   // What one rank said.
@@ -73,6 +77,7 @@ class Diagnosis {
   // The sentence, where another rank's word explains why `peers` do not answer.
   std::optional<std::string> explained(const Call& call, const std::vector<Word>& words,
                                        std::span<const int> peers);
+  std::string finished(const Call& call, int rank, const Word& word) const;
   std::string_view no_store() const;
   std::string list(const Call& call, const std::vector<Word>& words) const;
 
@@ -84,6 +89,7 @@ class Diagnosis {
   const GroupOptions options_;
   const int rank_, size_;
   bool ended_ = false;
+  bool differs_ = false;     // reason() has seen another call
   bool store_mute_ = false;  // it left the last word or question unanswered
   std::string quoted_;       // the failure of another rank that this one suffers from
 };

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cairn/dist/cuda/nccl_comm.h"
+#include "cairn/dist/diagnosis.h"
 #include "cairn/dist/nccl.h"
 #include "cairn/dist/owner.h"
 #include "cairn/tensor/cuda/graph.h"
@@ -102,7 +103,12 @@ std::string host_and_gpu(Device device) {
 class NcclGroup final : public ProcessGroup {
  public:
   NcclGroup(GroupOptions given, Device device)
-      : ProcessGroup(std::move(given)), api_(*nccl_api()), shared_(std::make_shared<Shared>()) {
+      : ProcessGroup(std::move(given)),
+        api_(*nccl_api()),
+        shared_(std::make_shared<Shared>()),
+        diagnosis_(options()) {
+    for (int r = 0; r < size(); ++r)
+      if (r != rank()) others_.push_back(r);
     cairn::cuda::check_device(device, "nccl");
     shared_->device = device;
     const DeviceGuard guard(device);
@@ -121,6 +127,7 @@ class NcclGroup final : public ProcessGroup {
       shared_->changed.notify_all();
     }
     watchdog_.join();  // after the last call ended or failed
+    if (!shared_->broken) diagnosis_.left(sequence());
     comm_->close(Deadline(kClose));
   }
 
@@ -312,20 +319,43 @@ class NcclGroup final : public ProcessGroup {
     }
   }
 
-  // Gives the lock back for the question.
+  // What the store knows of why the first call or launch waits. Gives the lock back meanwhile.
   void ask_others(std::unique_lock<std::mutex>& lock) {
-    if (size() == 1 || !shared_->flights.front()->deadline || !next_question_.expired()) return;
+    const std::shared_ptr<Flight> first = shared_->flights.front();
+    const bool late = first->deadline && first->deadline->expired();
+    if (!first->deadline || (!late && (size() == 1 || !next_question_.expired()))) return;
     next_question_ = Deadline(kAsk);
-    std::optional<std::string> word;
+    Call call = first->call;
+    call.input = call.output = {};
     lock.unlock();
-    try {
-      word = options().store->find(key("broken"), kAnswer);
-    } catch (const std::exception&) {  // a store that is gone is no failure of the GPUs
-    }
+    const std::exception_ptr error = why_it_waits(*first, call, late);
     lock.lock();
-    if (!word || shared_->flights.empty()) return;
-    Flight& first = *shared_->flights.front();
-    break_with(first.ticket, lost(name_of(first), *word));
+    const bool done = !first->launching && reached(first->ended);  // after all
+    if (error && !done && !shared_->broken) break_with(first->ticket, error);
+  }
+
+  // Null: nobody says, and it is not late.
+  std::exception_ptr why_it_waits(const Flight& flight, const Call& call, bool late) {
+    const bool alone = size() == 1, is_call = flight.launch.empty();
+    if (!alone) {
+      try {
+        if (const auto word = options().store->find(key("broken"), kAnswer))
+          return lost(name_of(flight), *word);
+      } catch (const std::exception&) {  // a store that is gone is no failure of the GPUs
+      }
+    }
+    if (!late) {
+      const auto reason = is_call ? diagnosis_.reason(call) : std::nullopt;
+      return reason ? std::make_exception_ptr(CommError(*reason)) : nullptr;
+    }
+    const std::string text =
+        is_call && !alone ? diagnosis_.silent(call, others_)
+                          : cat(name_of(flight), ": rank ", rank(), " of ", size(),
+                                " must be done within ", call.timeout.count(),
+                                " ms, but the GPU still waits", alone ? "" : " for other ranks");
+    return std::make_exception_ptr(
+        TimeoutError(cat(text, "\nThe last collectives of rank ", rank(), " in the group '", name(),
+                         "':\n", recorder_.table())));
   }
 
   void look() {
@@ -344,17 +374,8 @@ class NcclGroup final : public ProcessGroup {
     const std::string failure = comm_->failure();
     Flight* const first = shared_->flights.empty() ? nullptr : shared_->flights.front().get();
     const std::string doing = first != nullptr ? name_of(*first) : cat("group '", name(), "'");
-    if (!failure.empty()) {
+    if (!failure.empty())
       break_with(first != nullptr ? first->ticket : kNoTicket, lost(doing, failure));
-    } else if (first != nullptr && first->deadline && first->deadline->expired()) {
-      break_with(first->ticket,
-                 std::make_exception_ptr(TimeoutError(
-                     cat(doing, ": rank ", rank(), " of ", size(), " must be done within ",
-                         first->call.timeout.count(),
-                         " ms, but the GPU still waits for other ranks\nThe last collectives of "
-                         "rank ",
-                         rank(), " in the group '", name(), "':\n", recorder_.table()))));
-    }
   }
 
   const NcclApi& api_;
@@ -362,6 +383,8 @@ class NcclGroup final : public ProcessGroup {
   OwnedStream stream_;
   Tensor scratch_;
   std::unique_ptr<NcclComm> comm_;
+  Diagnosis diagnosis_;           // the watchdog's, and then the destructor's
+  std::vector<int> others_;       // ranks
   Deadline next_question_{kAsk};  // the watchdog's
   std::thread watchdog_;
 };
