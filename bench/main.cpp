@@ -1,13 +1,11 @@
-// The Cairn side of `./run bench`: one JSON object per line on stdin, one on stdout.
-// Invariant: every request gets one answer, {"error": …} where it failed; bench/sides.py documents
-// the requests.
+// The Cairn side of `./run bench`. bench/sides.py documents the requests.
 #include <cairn/cairn.h>
 
 #include <fstream>
-#include <iostream>
 #include <map>
 
 #include "bench/jobs.h"
+#include "bench/serve.h"
 #include "cairn/tensor/allocator.h"
 #include "cairn/tensor/cuda.h"
 
@@ -105,16 +103,5 @@ json answer(std::unique_ptr<bench::Job>& job, const json& request) {
 
 int main() {
   std::unique_ptr<bench::Job> job;
-  std::string line;
-  while (std::getline(std::cin, line)) {
-    json reply;
-    try {
-      const json request = json::parse(line);
-      if (request.value("cmd", "") == "quit") break;
-      reply = answer(job, request);
-    } catch (const std::exception& error) {
-      reply = {{"error", error.what()}};
-    }
-    std::cout << reply.dump() << std::endl;
-  }
+  cairn::bench::serve([&](const json& request) { return answer(job, request); });
 }

@@ -7,11 +7,12 @@
 #include <torch/types.h>
 
 #include <chrono>
-#include <iostream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "../serve.h"
 
 namespace {
 
@@ -79,16 +80,5 @@ json answer(std::unique_ptr<OpJob>& job, const json& request) {
 
 int main() {
   std::unique_ptr<OpJob> job;
-  std::string line;
-  while (std::getline(std::cin, line)) {
-    json reply;
-    try {
-      const json request = json::parse(line);
-      if (request.value("cmd", "") == "quit") break;
-      reply = answer(job, request);
-    } catch (const std::exception& error) {
-      reply = {{"error", error.what()}};
-    }
-    std::cout << reply.dump() << std::endl;
-  }
+  cairn::bench::serve([&](const json& request) { return answer(job, request); });
 }

@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <type_traits>
 
+#include "cairn/kernels/cpu/float_tables.h"
 #include "cairn/kernels/embedding.h"
 #include "cairn/tensor/parallel.h"
 
@@ -91,10 +91,11 @@ void dropout_piece(const DropoutPiece<T>& p) {
     }
   }
 }
-DropoutFn<double> dropout_f64() { return dropout_piece<double>; }
-DropoutFn<float> dropout_f32() { return dropout_piece<float>; }
-DropoutFn<bfloat16> dropout_bf16() { return dropout_piece<bfloat16>; }
-DropoutFn<float16> dropout_f16() { return dropout_piece<float16>; }
+template <class T>
+DropoutFn<T> dropout_fn() {
+  return dropout_piece<T>;
+}
+CAIRN_FLOAT_TABLES(DropoutFn, dropout_fn)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -105,22 +106,7 @@ namespace cairn::kernels {
 namespace cpu {
 namespace {
 
-HWY_EXPORT(dropout_f64);
-HWY_EXPORT(dropout_f32);
-HWY_EXPORT(dropout_bf16);
-HWY_EXPORT(dropout_f16);
-
-template <class T>
-DropoutFn<T> dropout_fn() {
-  if constexpr (std::is_same_v<T, double>)
-    return HWY_DYNAMIC_DISPATCH(dropout_f64)();
-  else if constexpr (std::is_same_v<T, float>)
-    return HWY_DYNAMIC_DISPATCH(dropout_f32)();
-  else if constexpr (std::is_same_v<T, bfloat16>)
-    return HWY_DYNAMIC_DISPATCH(dropout_bf16)();
-  else
-    return HWY_DYNAMIC_DISPATCH(dropout_f16)();
-}
+CAIRN_BEST_FLOAT_TABLES(DropoutFn, dropout_fn)
 
 constexpr int64_t kGrain = 1 << 14;  // elements worth another thread
 
@@ -175,7 +161,7 @@ void cpu_dropout_apply(const Dst& out, In x_tensor, const DropoutParams& params)
     const int64_t n = x_tensor.numel();
     const T* x = x_tensor.data<T>();
     T* y = out.tensor.data<T>();
-    const auto fn = dropout_fn<T>();
+    const auto fn = best_dropout_fn<T>();
     // A word counts as its upper 24 bits over 2^24, as uniform_float has it.
     const auto threshold = static_cast<uint32_t>(std::ceil(params.p * 0x1p24));
     parallel_for(0, (n + kDropoutWords - 1) / kDropoutWords, 32, [&](int64_t lo, int64_t hi) {

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cairn/kernels/cpu/float_tables.h"
 #include "cairn/kernels/cpu/lanes-inl.h"
 #include "cairn/kernels/norm.h"
 #include "cairn/tensor/parallel.h"
@@ -152,10 +153,7 @@ template <class T>
 LayerNormFns<T> layer_norm_fns() {
   return {layer_norm_forward<T>, layer_norm_backward<T>};
 }
-LayerNormFns<double> layer_norm_fns_f64() { return layer_norm_fns<double>(); }
-LayerNormFns<float> layer_norm_fns_f32() { return layer_norm_fns<float>(); }
-LayerNormFns<bfloat16> layer_norm_fns_bf16() { return layer_norm_fns<bfloat16>(); }
-LayerNormFns<float16> layer_norm_fns_f16() { return layer_norm_fns<float16>(); }
+CAIRN_FLOAT_TABLES(LayerNormFns, layer_norm_fns)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -166,22 +164,7 @@ namespace cairn::kernels {
 namespace cpu {
 namespace {
 
-HWY_EXPORT(layer_norm_fns_f64);
-HWY_EXPORT(layer_norm_fns_f32);
-HWY_EXPORT(layer_norm_fns_bf16);
-HWY_EXPORT(layer_norm_fns_f16);
-
-template <class T>
-LayerNormFns<T> layer_norm_table() {
-  if constexpr (std::is_same_v<T, double>)
-    return HWY_DYNAMIC_DISPATCH(layer_norm_fns_f64)();
-  else if constexpr (std::is_same_v<T, float>)
-    return HWY_DYNAMIC_DISPATCH(layer_norm_fns_f32)();
-  else if constexpr (std::is_same_v<T, bfloat16>)
-    return HWY_DYNAMIC_DISPATCH(layer_norm_fns_bf16)();
-  else
-    return HWY_DYNAMIC_DISPATCH(layer_norm_fns_f16)();
-}
+CAIRN_BEST_FLOAT_TABLES(LayerNormFns, layer_norm_fns)
 
 constexpr int64_t kGrain = 1 << 13;  // elements worth another thread
 
@@ -203,7 +186,7 @@ void cpu_layer_norm_fwd(Out y, Out mean, Out rstd, In x, In w, In b, double eps)
     whole.b = data_or_null<T>(b);
     whole.out = y.data<T>();
     whole.eps = eps;
-    const LayerNormFns<T> fns = layer_norm_table<T>();
+    const LayerNormFns<T> fns = best_layer_norm_fns<T>();
     parallel_for(0, rows, kGrain / std::max<int64_t>(1, width) + 1, [&](int64_t lo, int64_t hi) {
       for (int64_t r = lo; r < hi; ++r) {
         LayerNormRow<T> row = whole;
@@ -248,7 +231,7 @@ void cpu_layer_norm_bwd(const Dst& dx, const Dst& dw, const Dst& db, Out work, I
     whole.add = dx.add;
     const Acc* m = mean.data<Acc>();
     const Acc* s = rstd.data<Acc>();
-    const LayerNormFns<T> fns = layer_norm_table<T>();
+    const LayerNormFns<T> fns = best_layer_norm_fns<T>();
     parallel_for(0, blocks.count, 1 + kGrain / std::max<int64_t>(1, width * blocks.block),
                  [&](int64_t lo, int64_t hi) {
                    for (int64_t block = lo; block < hi; ++block) {

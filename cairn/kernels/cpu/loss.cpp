@@ -10,6 +10,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cairn/kernels/cpu/float_tables.h"
 #include "cairn/kernels/fast_math.h"
 #include "cairn/kernels/loss.h"
 #include "cairn/tensor/parallel.h"
@@ -106,10 +107,7 @@ template <class T>
 LossFns<T> loss_fns() {
   return {largest_of<T>, sum_exp_of<T>, softmax_gradient_of<T>};
 }
-LossFns<double> loss_fns_f64() { return loss_fns<double>(); }
-LossFns<float> loss_fns_f32() { return loss_fns<float>(); }
-LossFns<bfloat16> loss_fns_bf16() { return loss_fns<bfloat16>(); }
-LossFns<float16> loss_fns_f16() { return loss_fns<float16>(); }
+CAIRN_FLOAT_TABLES(LossFns, loss_fns)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -120,22 +118,7 @@ namespace cairn::kernels {
 namespace cpu {
 namespace {
 
-HWY_EXPORT(loss_fns_f64);
-HWY_EXPORT(loss_fns_f32);
-HWY_EXPORT(loss_fns_bf16);
-HWY_EXPORT(loss_fns_f16);
-
-template <class T>
-LossFns<T> loss_table() {
-  if constexpr (std::is_same_v<T, double>)
-    return HWY_DYNAMIC_DISPATCH(loss_fns_f64)();
-  else if constexpr (std::is_same_v<T, float>)
-    return HWY_DYNAMIC_DISPATCH(loss_fns_f32)();
-  else if constexpr (std::is_same_v<T, bfloat16>)
-    return HWY_DYNAMIC_DISPATCH(loss_fns_bf16)();
-  else
-    return HWY_DYNAMIC_DISPATCH(loss_fns_f16)();
-}
+CAIRN_BEST_FLOAT_TABLES(LossFns, loss_fns)
 
 constexpr int64_t kBlock = 4096;  // elements of a block of a total, at least
 constexpr int64_t kMaxBlocks = 64;
@@ -267,7 +250,7 @@ void cpu_cross_entropy_fwd(Out loss, Out norms, Out denominator, In logits, In t
     const T* p = by_class ? nullptr : target.data<T>();
     const double divisor = cross_entropy_denominator(row, target, rows, params);
     *denominator.data<double>() = divisor;
-    const LossFns<T> fns = loss_table<T>();
+    const LossFns<T> fns = best_loss_fns<T>();
     reduce_loss<T>(loss, rows, 4 * classes, params.reduction, divisor, [&](int64_t r) -> Acc {
       if (hot && hot[r] == params.ignore_index) {
         kept[2 * r] = kept[2 * r + 1] = 0;
@@ -311,7 +294,7 @@ void cpu_cross_entropy_bwd(const Dst& dlogits, const Dst& dtarget, In dloss, In 
     const LossGradient<T> gradient(dloss, *denominator.data<double>(), params.reduction);
     Acc all_weights = 0;
     for (int64_t c = 0; c < classes; ++c) all_weights += row.weight_of(c);
-    const LossFns<T> fns = loss_table<T>();
+    const LossFns<T> fns = best_loss_fns<T>();
     parallel_for(
         0, rows, std::max<int64_t>(1, kBlock / (4 * classes)), [&](int64_t lo, int64_t hi) {
           for (int64_t r = lo; r < hi; ++r) {

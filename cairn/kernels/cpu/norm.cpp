@@ -95,7 +95,7 @@ void batch_statistics(Out mean, Out rstd, Out running_mean, Out running_var, Out
                 p.channels = width;
                 p.sum[0] = partial + 2 * block * channels + c;
                 p.sum[1] = p.sum[0] + channels;
-                norm_fns<T>().stats(p);
+                best_norm_fns<T>().stats(p);
               });
   });
   double* m = mean.data<double>();
@@ -163,7 +163,7 @@ void apply(Out y, Out coef, In x, In residual, In w, In b, In mean, In rstd, boo
     p.out = y.data<T>();
     p.residual = residual.defined() ? residual.data<T>() : nullptr;
     p.relu = relu;
-    over_rows(p, norm_fns<T>().apply);
+    over_rows(p, best_norm_fns<T>().apply);
   });
 }
 
@@ -241,7 +241,7 @@ void batch_norm_bwd_as(const Dst& dx, const Dst& dresidual, const Dst& dw, const
               for (const Acc*& array : p.coef) array += c;
               p.sum[0] = partial + 2 * block * channels + c;
               p.sum[1] = p.sum[0] + channels;
-              norm_fns<T>().reduce(p);
+              best_norm_fns<T>().reduce(p);
             });
   double* sum_dy = partial;
   double* sum_dy_x = partial + channels;
@@ -262,7 +262,7 @@ void batch_norm_bwd_as(const Dst& dx, const Dst& dresidual, const Dst& dw, const
   }
   whole.out = dx.tensor.data<T>();
   whole.add = dx.add;
-  over_rows(whole, norm_fns<T>().dx);
+  over_rows(whole, best_norm_fns<T>().dx);
 }
 
 void cpu_batch_norm_bwd(const Dst& dx, const Dst& dresidual, const Dst& dw, const Dst& db, Out work,

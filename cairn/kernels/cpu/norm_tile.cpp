@@ -7,8 +7,8 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <type_traits>
 
+#include "cairn/kernels/cpu/float_tables.h"
 #include "cairn/kernels/cpu/lanes-inl.h"
 #include "cairn/kernels/cpu/norm_tile.h"
 
@@ -271,13 +271,10 @@ void norm_dx(const NormPiece<T>& p) {
 }
 
 template <class T>
-NormFns<T> passes() {
+NormFns<T> norm_fns() {
   return {norm_stats<T>, norm_apply<T>, norm_reduce<T>, norm_dx<T>};
 }
-NormFns<double> norm_fns_f64() { return passes<double>(); }
-NormFns<float> norm_fns_f32() { return passes<float>(); }
-NormFns<bfloat16> norm_fns_bf16() { return passes<bfloat16>(); }
-NormFns<float16> norm_fns_f16() { return passes<float16>(); }
+CAIRN_FLOAT_TABLES(NormFns, norm_fns)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -286,27 +283,12 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace cairn::kernels::cpu {
 
-HWY_EXPORT(norm_fns_f64);
-HWY_EXPORT(norm_fns_f32);
-HWY_EXPORT(norm_fns_bf16);
-HWY_EXPORT(norm_fns_f16);
+CAIRN_BEST_FLOAT_TABLES(NormFns, norm_fns)
 
-template <class T>
-NormFns<T> norm_fns() {
-  if constexpr (std::is_same_v<T, double>)
-    return HWY_DYNAMIC_DISPATCH(norm_fns_f64)();
-  else if constexpr (std::is_same_v<T, float>)
-    return HWY_DYNAMIC_DISPATCH(norm_fns_f32)();
-  else if constexpr (std::is_same_v<T, bfloat16>)
-    return HWY_DYNAMIC_DISPATCH(norm_fns_bf16)();
-  else
-    return HWY_DYNAMIC_DISPATCH(norm_fns_f16)();
-}
-
-template NormFns<double> norm_fns<double>();
-template NormFns<float> norm_fns<float>();
-template NormFns<bfloat16> norm_fns<bfloat16>();
-template NormFns<float16> norm_fns<float16>();
+template NormFns<double> best_norm_fns<double>();
+template NormFns<float> best_norm_fns<float>();
+template NormFns<bfloat16> best_norm_fns<bfloat16>();
+template NormFns<float16> best_norm_fns<float16>();
 
 }  // namespace cairn::kernels::cpu
 #endif  // HWY_ONCE

@@ -47,6 +47,6 @@ struct NormFns {
 
 // The passes of the CPU target chosen at run time, for every floating dtype.
 template <class T>
-NormFns<T> norm_fns();
+NormFns<T> best_norm_fns();
 
 }  // namespace cairn::kernels::cpu

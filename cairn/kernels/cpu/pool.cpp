@@ -10,6 +10,7 @@
 #include <limits>
 #include <memory>
 
+#include "cairn/kernels/cpu/float_tables.h"
 #include "cairn/kernels/cpu/lanes-inl.h"
 #include "cairn/kernels/pool.h"
 #include "cairn/tensor/parallel.h"
@@ -338,10 +339,7 @@ PoolFns<T> pool_fns() {
   return {max_forward_row<T, uint8_t>, max_backward_row<T, uint8_t>, max_forward_row<T, int32_t>,
           max_backward_row<T, int32_t>, average<T>};
 }
-PoolFns<double> pool_fns_f64() { return pool_fns<double>(); }
-PoolFns<float> pool_fns_f32() { return pool_fns<float>(); }
-PoolFns<bfloat16> pool_fns_bf16() { return pool_fns<bfloat16>(); }
-PoolFns<float16> pool_fns_f16() { return pool_fns<float16>(); }
+CAIRN_FLOAT_TABLES(PoolFns, pool_fns)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace cairn::kernels::cpu
@@ -352,22 +350,7 @@ namespace cairn::kernels {
 namespace cpu {
 namespace {
 
-HWY_EXPORT(pool_fns_f64);
-HWY_EXPORT(pool_fns_f32);
-HWY_EXPORT(pool_fns_bf16);
-HWY_EXPORT(pool_fns_f16);
-
-template <class T>
-PoolFns<T> fns() {
-  if constexpr (std::is_same_v<T, double>)
-    return HWY_DYNAMIC_DISPATCH(pool_fns_f64)();
-  else if constexpr (std::is_same_v<T, float>)
-    return HWY_DYNAMIC_DISPATCH(pool_fns_f32)();
-  else if constexpr (std::is_same_v<T, bfloat16>)
-    return HWY_DYNAMIC_DISPATCH(pool_fns_bf16)();
-  else
-    return HWY_DYNAMIC_DISPATCH(pool_fns_f16)();
-}
+CAIRN_BEST_FLOAT_TABLES(PoolFns, pool_fns)
 
 constexpr int64_t kGrain = 1 << 14;  // source elements worth another thread
 
@@ -393,9 +376,9 @@ void max_forward_as(Out y_tensor, Out index, In x_tensor, const MaxPoolParams& p
 void cpu_max_pool2d_fwd(Out y, Out index, In x, const MaxPoolParams& params) {
   dispatch_floating(x.dtype(), "max_pool2d", [&]<class T>() {
     if (params.kernel_h * params.kernel_w <= 256)
-      max_forward_as<T, uint8_t>(y, index, x, params, fns<T>().max_forward);
+      max_forward_as<T, uint8_t>(y, index, x, params, best_pool_fns<T>().max_forward);
     else
-      max_forward_as<T, int32_t>(y, index, x, params, fns<T>().max_forward_wide);
+      max_forward_as<T, int32_t>(y, index, x, params, best_pool_fns<T>().max_forward_wide);
   });
 }
 
@@ -413,9 +396,9 @@ void max_backward_as(const Dst& dx, In dy_tensor, In index, const MaxPoolParams&
 void cpu_max_pool2d_bwd(const Dst& dx, In dy, In index, const MaxPoolParams& params) {
   dispatch_floating(dy.dtype(), "max_pool2d", [&]<class T>() {
     if (index.dtype() == DType::u8)
-      max_backward_as<T, uint8_t>(dx, dy, index, params, fns<T>().max_backward);
+      max_backward_as<T, uint8_t>(dx, dy, index, params, best_pool_fns<T>().max_backward);
     else
-      max_backward_as<T, int32_t>(dx, dy, index, params, fns<T>().max_backward_wide);
+      max_backward_as<T, int32_t>(dx, dy, index, params, best_pool_fns<T>().max_backward_wide);
   });
 }
 
@@ -435,7 +418,7 @@ class AveragePixel {
 
  private:
   void flush() {
-    fns<T>().average(pixel_);
+    best_pool_fns<T>().average(pixel_);
     pixel_.count = 0;
     pixel_.add = written_ = true;
   }
