@@ -188,9 +188,10 @@ class Team:
 def build_libtorch(info):
     """The program of bench/libtorch, compiled against the PyTorch that `info` describes; kept
     outside the repository, by the content of the source and the version."""
-    source = pathlib.Path(__file__).resolve().parent / "libtorch" / "op_job.cpp"
+    here = pathlib.Path(__file__).resolve().parent
+    source = here / "libtorch" / "op_job.cpp"
     torch = pathlib.Path(info["folder"])
-    key = source.read_bytes() + info["name"].encode() + str(torch).encode()
+    key = source.read_bytes() + (here / "serve.h").read_bytes() + info["name"].encode() + str(torch).encode()
     program = cache("libtorch") / f"op_job-{hashlib.sha256(key).hexdigest()[:16]}"
     if program.exists():
         return program

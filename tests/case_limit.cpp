@@ -25,7 +25,13 @@ using Listener = Catch::TestEventListenerBase;
 
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)
+#define CAIRN_HAS_FEATURE(name) __has_feature(name)
+#else
+#define CAIRN_HAS_FEATURE(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+    CAIRN_HAS_FEATURE(address_sanitizer) || CAIRN_HAS_FEATURE(thread_sanitizer)
 constexpr int kUsual = 3000;
 #else
 constexpr int kUsual = 600;  // the longest case takes 100 s on a slow machine

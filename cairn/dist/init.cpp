@@ -55,7 +55,7 @@ class RunStore : public ForwardingStore {
       std::this_thread::sleep_for(kLook);
   }
 
-  void note_failure() noexcept override { failed_ = true; }
+  void note_failure(bool failed) noexcept override { failed_ = failed; }
 
  private:
   const std::shared_ptr<TcpStore> tcp_;
@@ -125,12 +125,13 @@ std::shared_ptr<ProcessGroup> init_process_group(const ClusterEnvironment& e,
 }
 
 // Another name has other keys: what is said of the group that failed is not heard in this one.
-std::shared_ptr<ProcessGroup> rejoin(const ProcessGroup& failed, int generation,
-                                     const InitOptions& o) {
-  GroupOptions group = failed.options();
-  group.name = cat("world/", generation);
-  group.timeout = o.timeout;
-  return factory_of(o.backend)(std::move(group));
+std::shared_ptr<ProcessGroup> rejoin(const ProcessGroup& failed, int number, const InitOptions& o) {
+  GroupOptions options = failed.options();
+  options.name = cat("world/", number);
+  options.timeout = o.timeout;
+  auto group = factory_of(o.backend)(std::move(options));
+  group->options().store->note_failure(false);
+  return group;
 }
 
 }  // namespace cairn::dist

@@ -32,10 +32,10 @@ struct InitOptions {
 std::shared_ptr<ProcessGroup> init_process_group(const ClusterEnvironment& environment,
                                                  const InitOptions& options = {});
 
-// The ranks of a group that has failed on all of them meet again, by its store. `generation` tells
-// how often they have, from 1, and must be the same on all. CommError where they do not meet. Of
-// the options those of the backend and the time-out are looked at.
-std::shared_ptr<ProcessGroup> rejoin(const ProcessGroup& failed, int generation,
+// The ranks of a group that has failed meet again, by its store. `number` must be the same on all
+// ranks and another one each time. CommError where they do not meet. Of the options those of the
+// backend and the time-out are looked at.
+std::shared_ptr<ProcessGroup> rejoin(const ProcessGroup& failed, int number,
                                      const InitOptions& options = {});
 
 }  // namespace cairn::dist

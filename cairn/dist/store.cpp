@@ -102,7 +102,7 @@ class PrefixStore : public Store {
   }
   bool delete_key(std::string_view key) override { return store_->delete_key(full(key)); }
   int64_t num_keys() override { return store_->num_keys(); }
-  void note_failure() noexcept override { store_->note_failure(); }
+  void note_failure(bool failed) noexcept override { store_->note_failure(failed); }
 
  private:
   std::string full(std::string_view key) const {

@@ -44,8 +44,8 @@ class Store {
   virtual bool delete_key(std::string_view key) = 0;
   virtual int64_t num_keys() = 0;
   // For a group that meets here and has failed: whoever keeps the store for other processes then
-  // waits for them only briefly.
-  virtual void note_failure() noexcept {}
+  // waits for them only briefly. Not so any more where the group has been made again.
+  virtual void note_failure(bool /*failed*/ = true) noexcept {}
 
   void set(std::string_view key, std::string_view value) { set(key, value, Milliseconds::max()); }
   std::string get(std::string_view key) { return get(key, kDefaultTimeout); }
@@ -81,7 +81,7 @@ class ForwardingStore : public Store {
   }
   bool delete_key(std::string_view key) override { return store_->delete_key(key); }
   int64_t num_keys() override { return store_->num_keys(); }
-  void note_failure() noexcept override { store_->note_failure(); }
+  void note_failure(bool failed) noexcept override { store_->note_failure(failed); }
 
  protected:
   const std::shared_ptr<Store> store_;

@@ -74,12 +74,16 @@ void Trainer::agree() {
   std::vector<double> wants = {
       stop_requested_ ? 1.0 : 0.0,
       options_.max_time && progress_.seconds >= options_.max_time->seconds() ? 1.0 : 0.0,
-      InterruptScope::requested() ? 1.0 : 0.0};
+      InterruptScope::requested() ? 1.0 : 0.0,
+      resident_ && progress_.batch < train_batches_ && start_is_needed() ? 1.0 : 0.0};
   const size_t rates = wants.size();
   for (size_t g = 0; g < optimizer().group_count(); ++g)
     for (const double sign : {1, -1}) wants.push_back(sign * optimizer().lr(g));
   strategy_->reduce(std::span(wants), Reduce::max);
-  agreed_ = {.stop = wants[0] != 0, .out_of_time = wants[1] != 0, .interrupted = wants[2] != 0};
+  agreed_ = {.stop = wants[0] != 0,
+             .out_of_time = wants[1] != 0,
+             .interrupted = wants[2] != 0,
+             .start_needed = wants[3] != 0};
   for (size_t g = 0; g < optimizer().group_count(); ++g) {
     const double most = wants[rates + 2 * g], least = -wants[rates + 2 * g + 1];
     check(least == most, "fit: all processes must have the same learning rate, got ", least, " to ",

@@ -227,12 +227,16 @@ StepGraph* Trainer::capture_steps(const StepKind& kind, int64_t count, const Bat
     const AutogradMeta* meta = autograd_meta(p);
     return meta != nullptr && !meta->ready_hooks.empty();
   });
+  if (!strategy_->all(!hooked)) {
+    stop_captures(hooked ? "a parameter has a hook for its gradient (on_grad_ready)"
+                         : "another process could not capture them");
+    return nullptr;
+  }
   const KnownGradients gradients = KnownGradients::now(parameters);
   const Progress before = progress_;
   const int64_t batch_size = metrics_.context.batch_size;
   std::string reason;
   try {
-    check(!hooked, "a parameter has a hook for its gradient (on_grad_ready)");
     const Device device = strategy_->root_device();
     Capture capture(device, default_generator(), steps_->pool(device));
     for (auto& logged : steps->logged) {

@@ -53,8 +53,13 @@ void DDPStrategy::place(Device device, dist::ClusterEnvironment environment) {
 }
 
 void DDPStrategy::start() {
-  const bool again = std::exchange(failed_, false) && options_.group == nullptr && world_size() > 1;
-  if (group_ != nullptr && !again) return;
+  ++runs_;
+  const bool failed = std::exchange(failed_, false);
+  if (group_ != nullptr) {
+    // One that failed behind its last call has told nobody in a call.
+    const bool own = options_.group == nullptr && world_size() > 1;
+    if (!own || !(failed || group_->options().store->find(failure_key()))) return;
+  }
   const bool on_gpu = device_.type == DeviceType::cuda;
   const std::string& backend = options_.process_group_backend;
   check(backend != "nccl" || on_gpu,
@@ -63,7 +68,7 @@ void DDPStrategy::start() {
                                .timeout = options_.timeout};
   device_group_.reset();
   if (group_ != nullptr)
-    group_ = dist::rejoin(*group_, ++generation_, init);
+    group_ = dist::rejoin(*group_, runs_, init);
   else
     group_ = options_.group ? options_.group : dist::init_process_group(environment_, init);
   device_group_ = group_;
@@ -225,8 +230,16 @@ void DDPStrategy::launch(CapturedGraph& steps, int64_t count) {
                        count * device_group_->timeout(), [&] { steps.launch(); });
 }
 
+std::string DDPStrategy::failure_key() const { return cat(group_->name(), "/failed run"); }
+
 void DDPStrategy::on_exception(const std::exception& error) {
-  failed_ = true;
+  if (!std::exchange(failed_, true) && group_ != nullptr && world_size() > 1) {
+    try {
+      constexpr dist::Milliseconds kAnswer{250};
+      group_->options().store->set(failure_key(), error.what(), kAnswer);
+    } catch (const std::exception&) {  // a store that is gone is not met at again
+    }
+  }
   // Others may wait for this process, and so may what it gave to its GPU for theirs.
   for (const auto& group : {group_, device_group_})
     if (group != nullptr) group->abort(error.what());

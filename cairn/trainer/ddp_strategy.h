@@ -81,6 +81,7 @@ class DDPStrategy : public Strategy {
 
  private:
   void note_wait_shares();
+  std::string failure_key() const;  // in the store: that a run of the group failed on some process
 
   DDPStrategyOptions options_;
   Device device_ = kCPU;
@@ -93,7 +94,7 @@ class DDPStrategy : public Strategy {
   double fit_seconds_ = 0, seconds_waited_ = 0;  // the latter beside ddp_'s
   std::vector<double> wait_shares_;
   bool failed_ = false;  // the last run
-  int generation_ = 0;   // of the group: how often the processes have met again
+  int runs_ = 0;         // that were started, the same on all processes
 };
 
 // Lets every batch normalisation of the model take the batches of all ranks as one. Its type, its

@@ -181,8 +181,10 @@ int64_t Trainer::step_after(int64_t batch_idx) const {
 // `loaded` is null where batches are made on the device; there one call may do several of them.
 EpochControl Trainer::train_batch(const Batch* loaded) {
   const profiler::Range range("train_batch");
-  // Made by the step itself, unless somebody wants to see it before.
-  const bool step_makes_it = loaded == nullptr && !start_is_needed();
+  // Made by the step itself, unless somebody wants to see it before, on any process: graphs that
+  // are launched together are of the same kind.
+  const bool start_needed = world_size() > 1 ? agreed_.start_needed : start_is_needed();
+  const bool step_makes_it = loaded == nullptr && !start_needed;
   Batch batch;
   if (!step_makes_it) {
     batch = loaded != nullptr ? transfer(*loaded) : resident_->next();

@@ -141,6 +141,10 @@ void Trainer::begin(Stage stage, TrainingModule& model, const Loaders& loaders) 
   predictions_.clear();
   warnings_.clear();
   resume_.reset();
+  // Of a run whose end failed too; a group waits for graphs with its calls.
+  steps_.reset();
+  resident_.reset();
+  written_.clear();
   if (stage == Stage::fit) {
     progress_ = {};
     optimizer_ = {};

@@ -149,6 +149,7 @@ class Trainer {
   // What all processes know of each other's wishes. With one process: what it wants itself.
   struct Agreed {
     bool stop = false, out_of_time = false, interrupted = false;
+    bool start_needed = false;  // of the next batch, see start_is_needed()
   };
   // Of an evaluation: how many this process has, and the fewest and the most of all.
   struct Batches {

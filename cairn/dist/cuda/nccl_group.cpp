@@ -127,7 +127,7 @@ class NcclGroup final : public ProcessGroup {
       shared_->changed.notify_all();
     }
     watchdog_.join();  // after the last call ended or failed
-    if (!shared_->broken) diagnosis_.left(sequence());
+    if (!shared_->broken) diagnosis_.left(issued_);
     comm_->close(Deadline(kClose));
   }
 
@@ -170,7 +170,7 @@ class NcclGroup final : public ProcessGroup {
   }
 
   void abort(const std::string& why) noexcept override {
-    if (!in_its_process()) return;
+    if (size() == 1 || !in_its_process()) return;
     const std::lock_guard lock(shared_->mutex);
     const std::string text =
         cat("group '", name(), "': rank ", rank(), " of ", size(), " gave it up: ", why);
@@ -221,6 +221,9 @@ class NcclGroup final : public ProcessGroup {
     std::unique_lock lock(shared_->mutex);
     if (shared_->broken) std::rethrow_exception(shared_->broken);
     std::shared_ptr<Flight> flight = take_flight();
+    // Captured calls are numbered apart: a capture that fails on one rank must not shift the
+    // numbers by which calls are compared.
+    call.is.sequence = captured ? captured_++ : issued_++;
     flight->ticket = recorder_.asked(call);
     flight->launch.clear();
     flight->call = std::move(call);
@@ -301,6 +304,7 @@ class NcclGroup final : public ProcessGroup {
         return shared_->broken || (shared_->closing && shared_->flights.empty());
       });
       if (!shared_->broken) look();
+      if (!shared_->broken) take_word_back(lock);
       if (!shared_->broken && !shared_->flights.empty()) ask_others(lock);
     }
   }
@@ -325,17 +329,32 @@ class NcclGroup final : public ProcessGroup {
     const bool late = first->deadline && first->deadline->expired();
     if (!first->deadline || (!late && (size() == 1 || !next_question_.expired()))) return;
     next_question_ = Deadline(kAsk);
+    const bool waits = std::exchange(asked_about_, first->ticket) == first->ticket;
     Call call = first->call;
     call.input = call.output = {};
     lock.unlock();
-    const std::exception_ptr error = why_it_waits(*first, call, late);
+    const std::exception_ptr error = why_it_waits(*first, call, waits, late);
     lock.lock();
     const bool done = !first->launching && reached(first->ended);  // after all
     if (error && !done && !shared_->broken) break_with(first->ticket, error);
   }
 
+  // A word of a call that is done would pass for one of a rank that waits.
+  void take_word_back(std::unique_lock<std::mutex>& lock) {
+    const bool waits = !shared_->flights.empty() && shared_->flights.front()->ticket == told_of_;
+    if (told_of_ == kNoTicket || waits) return;
+    told_of_ = kNoTicket;
+    lock.unlock();
+    diagnosis_.waits_no_more();
+    lock.lock();
+  }
+
+  std::vector<int> peers_of(const Call& call) const {
+    return is_collective(call.is.kind) ? others_ : std::vector<int>{call.peer};
+  }
+
   // Null: nobody says, and it is not late.
-  std::exception_ptr why_it_waits(const Flight& flight, const Call& call, bool late) {
+  std::exception_ptr why_it_waits(const Flight& flight, const Call& call, bool waits, bool late) {
     const bool alone = size() == 1, is_call = flight.launch.empty();
     if (!alone) {
       try {
@@ -345,11 +364,13 @@ class NcclGroup final : public ProcessGroup {
       }
     }
     if (!late) {
-      const auto reason = is_call ? diagnosis_.reason(call) : std::nullopt;
+      if (!is_call || !waits) return nullptr;
+      told_of_ = flight.ticket;
+      const auto reason = diagnosis_.reason(call);
       return reason ? std::make_exception_ptr(CommError(*reason)) : nullptr;
     }
     const std::string text =
-        is_call && !alone ? diagnosis_.silent(call, others_)
+        is_call && !alone ? diagnosis_.silent(call, peers_of(call))
                           : cat(name_of(flight), ": rank ", rank(), " of ", size(),
                                 " must be done within ", call.timeout.count(),
                                 " ms, but the GPU still waits", alone ? "" : " for other ranks");
@@ -383,9 +404,11 @@ class NcclGroup final : public ProcessGroup {
   OwnedStream stream_;
   Tensor scratch_;
   std::unique_ptr<NcclComm> comm_;
-  Diagnosis diagnosis_;           // the watchdog's, and then the destructor's
-  std::vector<int> others_;       // ranks
-  Deadline next_question_{kAsk};  // the watchdog's
+  Diagnosis diagnosis_;                 // the watchdog's, and then the destructor's
+  std::vector<int> others_;             // ranks
+  Deadline next_question_{kAsk};        // the watchdog's
+  uint64_t issued_ = 0, captured_ = 0;  // calls
+  uint64_t asked_about_ = kNoTicket, told_of_ = kNoTicket;  // the watchdog's, calls by ticket
   std::thread watchdog_;
 };
 

@@ -1,9 +1,11 @@
 // Two fits by one trainer, of which the first fails: by an error of the rank that the argument
-// names, or of all ("all"). The second argument is the backend.
-// Invariant: a rank writes "first: ERROR" and, after the second fit, its parameters.
+// names, or of all ("all"); or a test before a fit ("after"), behind whose last collective rank 1
+// fails. The second argument is the backend.
+// Invariant: a rank writes "first: ERROR" and, after the second run, its parameters.
+#include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <string>
+#include <thread>
 
 #include "cairn/autograd/ops/loss.h"
 #include "cairn/dist/failure_report.h"
@@ -20,6 +22,11 @@ struct Failing : trainer::TrainingModule {
   Tensor training_step(const Batch& batch, int64_t batch_idx) override {
     if (fails && batch_idx == 2) fail("data: image 7 must be whole, got half");
     return mse_loss(layer(batch.input), batch.target);
+  }
+  void test_step(const Batch&, int64_t) override {}
+  void on_test_end() override {
+    if (trainer().global_rank() == 1) fail("data: image 7 must be whole, got half");
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
   }
   OptimizerConfig configure_optimizers() override { return optim::sgd(parameters(), {.lr = 0.1}); }
 
@@ -39,7 +46,10 @@ void run(const std::string& culprit, const std::string& backend) {
                             .enable_progress_bar = false});
   model.fails = culprit == "all" || culprit == std::to_string(trainer.global_rank());
   try {
-    trainer.fit(model, loader);
+    if (culprit == "after")
+      trainer.test(model, loader);
+    else
+      trainer.fit(model, loader);
   } catch (const std::exception& error) {
     std::printf("first: %s\n", error.what());
   }
