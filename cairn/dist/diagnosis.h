@@ -32,6 +32,7 @@ class Diagnosis {
   // Leaves word of the call that this rank is in. To be called before its connections are closed
   // or its peers are woken because of a failure.
   void waits(const Call& call) noexcept;
+  // Takes that word back, as the call is done after all.
   void waits_no_more() noexcept;
   // Leaves word that this rank failed in this call; `text` is its own error. The first word of an
   // end stands.
