@@ -34,7 +34,7 @@ namespace {
     CAIRN_HAS_FEATURE(address_sanitizer) || CAIRN_HAS_FEATURE(thread_sanitizer)
 constexpr int kUsual = 3000;
 #else
-constexpr int kUsual = 600;  // the longest case takes 100 s on a slow machine
+constexpr int kUsual = 600;  // well below what CTest gives a part
 #endif
 
 int seconds() {

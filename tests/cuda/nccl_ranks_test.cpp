@@ -220,7 +220,7 @@ TEST_CASE("cuda: nccl ranks: subgroups") {
 namespace {
 
 // What each of three ranks hears when the last one does not take part in the others' sum.
-std::vector<std::string> errors_without(Milliseconds timeout, const RankBody& last) {
+std::vector<std::string> errors_without(const RankBody& last) {
   return errors_of_ranks(
       nccl_rank, 3,
       [&](ProcessGroup& group) {
@@ -231,7 +231,7 @@ std::vector<std::string> errors_without(Milliseconds timeout, const RankBody& la
         cairn::cuda::synchronize(group.device());  // ends, with whatever it left
         group.barrier();
       },
-      timeout);
+      std::chrono::seconds(60));
 }
 
 }  // namespace
@@ -293,7 +293,7 @@ TEST_CASE("cuda: nccl ranks: why a rank does not come is heard long before the t
       {leaving, {"rank 2 finished after 1 collectives", "waits in all_reduce #1 (sum) of f32 [8]"}},
       {failing, {"rank 2 failed with an exception after 1 collectives"}}};
   for (const auto& c : cases) {
-    const auto errors = errors_without(std::chrono::seconds(60), c.last);
+    const auto errors = errors_without(c.last);
     for (size_t r = 0; r < 2; ++r)
       for (const std::string& word : c.words) CHECK_THAT(errors[r], Contains(word));
     if (c.words.front().find("all_reduce") != std::string::npos)

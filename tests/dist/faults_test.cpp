@@ -305,7 +305,10 @@ TEST_CASE("dist: groups that come and go need no more than 64 descriptors") {
     INFO(backend.back() << ": " << run.result.text());
     CHECK(run.result.exit_status == 0);
     CHECK_THAT(run.out.at(1), Contains("sums were right"));
-    if (kSanitized) continue;  // its checks of types need descriptors themselves
+    if (kSanitized) {
+      WARN("too few descriptors: left out, since the sanitizer's own checks need some");
+      continue;
+    }
     // Too few are an error that says so, not a hang, wherever they run out; how many are needed at
     // a time depends on who comes first.
     for (const char* count : {"4", "6", "8", "9", "10", "11", "12"}) {
